@@ -1,0 +1,32 @@
+"""A JAX/Flax model zoo: every model in one readable file, trained by one engine.
+
+`names`, `create`, `load` and `save` load what they need on first use: importing this package is free.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoo.errors import ZooError
+    from zoo.weights.files import load, save
+    from zoo.weights.registry import create, names
+
+_HOME = {
+    "ZooError": "zoo.errors",
+    "create": "zoo.weights.registry",
+    "load": "zoo.weights.files",
+    "names": "zoo.weights.registry",
+    "save": "zoo.weights.files",
+}
+
+__all__ = ["ZooError", "create", "load", "names", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

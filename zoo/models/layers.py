@@ -1,0 +1,67 @@
+"""Parts that two families share. None holds random state: what is random takes a key."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from zoo.errors import unknown
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def resolve_dtype(name: str) -> Any:
+    """The compute dtype of a name; "auto" is bfloat16 on TPU and GPU, float32 on CPU."""
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    if name not in DTYPES:
+        raise unknown("dtype", name, ["auto", *DTYPES])
+    return DTYPES[name]
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes entries with probability `rate` and divides the others by 1 - rate; identity without a key."""
+    if rate == 0 or key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def remat(fn: Callable[..., Any], policy: str, in_scan: bool = False) -> Callable[..., Any]:
+    """`fn`, whose gradient keeps only what the policy names and computes the rest again.
+
+    none: keep all; full: keep only the inputs; dots: keep the results of matrix products; dots_no_batch: of
+    those products alone that have no batch dimension, so not the attention scores. A scan already keeps the
+    compiler from merging the second computation with the first; outside of one, a barrier must.
+    """
+    if policy not in REMAT:
+        raise unknown("remat policy", policy, REMAT)
+    return fn if policy == "none" else jax.checkpoint(fn, policy=REMAT[policy], prevent_cse=not in_scan)
+
+
+def constrain(x: jax.Array, spec: P) -> jax.Array:
+    """`x`, under jit, laid out by `spec` on the mesh of `jax.set_mesh`; a no-op without one.
+
+    `spec` has an entry for each dimension. Axes that do not divide theirs are left out, as for parameters.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not isinstance(x, jax.core.Tracer):
+        return x
+
+    def ways(axes: Any) -> int:
+        return math.prod(
+            mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)) if axis is not None
+        )
+
+    entries = [axes if size % ways(axes) == 0 else None for size, axes in zip(x.shape, spec, strict=True)]
+    return jax.lax.with_sharding_constraint(x, P(*entries))

@@ -1,0 +1,76 @@
+"""From a loss to an update: gradients, accumulation, optimizer and averaged weights in one pure function."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+State = dict[str, Any]
+
+
+class Aux(NamedTuple):
+    """What a loss hands out besides its sum over the examples (or tokens)."""
+
+    count: jax.Array
+    """Examples or tokens that the sum is over; float32 scalar."""
+    stats: Any
+    """New value of the state's `stats`."""
+    metrics: dict[str, jax.Array]
+    """Further sums over the same examples; reported divided by `count`."""
+
+
+Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Aux]]
+
+
+def gradient_update(
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    *,
+    schedule: optax.Schedule | None = None,
+    accumulate: int = 1,
+    ema: float = 0.0,
+) -> Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]:
+    """The update of the common case: `update(state, batch, key) -> (state, metrics)`.
+
+    `loss(params, stats, batch, key)` returns the sum over the batch and its `Aux`. Gradients are those of the
+    mean over the whole batch, however it is split: sums are divided once, by the total count. Batch
+    statistics pass from one micro-batch to the next. `ema` is the decay of the averaged weights.
+    """
+
+    def gradients(params: Any, stats: Any, batch: Any, key: jax.Array) -> Any:
+        (total, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, stats, batch, key)
+        return grads, aux.stats, {"loss": total, "count": aux.count, **aux.metrics}
+
+    def accumulated(params: Any, stats: Any, batch: Any, key: jax.Array) -> Any:
+        def body(carry: Any, part: Any) -> Any:
+            grads, stats, sums = carry
+            more, stats, new = gradients(params, stats, *part)
+            return (jax.tree.map(jnp.add, grads, more), stats, jax.tree.map(jnp.add, sums, new)), None
+
+        # Every accumulate-th row makes a micro-batch: rows stay on the device that holds them.
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
+        keys = jax.random.split(key, accumulate)
+        shapes = jax.eval_shape(gradients, params, stats, *jax.tree.map(lambda x: x[0], (parts, keys)))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (grads, stats, sums), _ = jax.lax.scan(body, (zeros[0], stats, zeros[2]), (parts, keys))
+        return grads, stats, sums
+
+    def update(state: State, batch: Any, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        compute = gradients if accumulate == 1 else accumulated
+        grads, stats, sums = compute(state["params"], state["stats"], batch, key)
+        count = sums.pop("count")
+        grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer step counts
+            updates, opt = tx.update(grads, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        new = {"step": state["step"] + 1, "params": params, "stats": stats, "opt": opt}
+        if ema:
+            new["ema"] = jax.tree.map(lambda old, now: old * ema + now * (1 - ema), state["ema"], params)
+        metrics = {key: value / count for key, value in sums.items()} | {"grad_norm": optax.tree.norm(grads)}
+        if schedule is not None:
+            metrics["lr"] = jnp.asarray(schedule(state["step"]), jnp.float32)
+        return new, metrics
+
+    return update

@@ -1,0 +1,87 @@
+"""From the command line to a recipe's `main`: presets, flags, devices, and errors that a person can read."""
+
+import dataclasses
+import errno
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+from zoo.errors import ZooError, unknown
+from zoo.train.config import TrainConfig
+from zoo.train.run import Run
+
+
+def launch(main: Callable[[Any, Run], None], presets: Mapping[str, Any], about: str | None, argv: list[str] | None = None) -> None:
+    """Runs `main(config, run)` for `SCRIPT [PRESET] [--flags]`; the first preset is the default.
+
+    Exits with code 2 and one message for what the user can mend.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    script = Path(sys.argv[0]).stem
+    try:
+        preset, flags = next(iter(presets)), argv
+        if argv and not argv[0].startswith("-"):
+            preset, flags = argv[0], argv[1:]
+        if preset not in presets:
+            raise unknown("preset", preset, presets)
+        config = parse(presets[preset], flags, script, presets, about)
+        if not config.run:
+            name = script if preset == next(iter(presets)) else f"{script}-{preset}"
+            config = dataclasses.replace(config, run=f"runs/{name}")
+        start_jax()
+        command = shlex.join(["python", f"experiments/{script}.py", *argv])
+        main(config, Run(config, command))
+    except ZooError as error:
+        sys.exit(_fail(str(error)))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        sys.exit(_fail(f"{error.strerror}: {error.filename or 'the run folder'}; free some space, or choose another --run folder"))
+    except Exception as error:
+        message = str(error)
+        if "No space left" in message:
+            sys.exit(_fail("No space left on device while a checkpoint was written; free some, and run the same command again"))
+        raise
+
+
+def parse(preset: TrainConfig, flags: list[str], script: str, presets: Mapping[str, Any], about: str | None) -> Any:
+    """The preset with the flags of a command line laid over it. Prints help, or a suggestion, and exits as tyro does."""
+    listed = ", ".join(presets)
+    description = f"{(about or '').strip()}\n\nPresets (python experiments/{script}.py PRESET --flags): {listed}."
+    return tyro.cli(
+        type(preset),
+        prog=f"experiments/{script}.py",
+        description=description,
+        default=preset,
+        args=flags,
+    )
+
+
+def start_jax() -> None:
+    """Devices, the compile cache and, where the environment names a coordinator, the other processes."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "zoo" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    try:
+        if "JAX_COORDINATOR_ADDRESS" in os.environ:
+            jax.distributed.initialize(
+                num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
+            )
+        jax.devices()
+    except RuntimeError as error:
+        wanted = os.environ.get("JAX_PLATFORMS") or "the default platform"
+        reason = str(error).splitlines()[0]
+        raise ZooError(
+            f"no device for {wanted}: {reason}; unset JAX_PLATFORMS to take what is there, or JAX_PLATFORMS=cpu"
+        ) from error
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

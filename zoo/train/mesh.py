@@ -1,0 +1,140 @@
+"""The mesh, and where every array lies on it.
+
+Axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `tensor` splits the
+parameters only. Any size may be 1: the same step runs on one chip and on a pod.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from zoo.errors import ZooError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+FSDP_MIN_SIZE = 2**14  # scalars; below this, gathering a parameter costs more than keeping it whole
+
+Rules = Sequence[tuple[str, P]]
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are divided. One size may be -1: all that are left."""
+
+    data: int = -1
+    """Groups that each see a part of the batch."""
+    fsdp: int = 1
+    """Groups that split the batch, and parameters and optimizer state as well."""
+    tensor: int = 1
+    """Groups that split the parameters only."""
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of axes (data, fsdp, tensor) over the devices; one process may use only the first few.
+
+    Raises ZooError when the sizes do not fit the devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    asked = " ".join(f"--mesh.{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ZooError(f"mesh sizes must be positive, and at most one -1; got {asked}")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(1, len(devices) // known)
+    total = math.prod(sizes)
+    if total > len(devices) or len(devices) % known or (jax.process_count() > 1 and total != len(devices)):
+        raise ZooError(f"{asked} needs {total} devices, there are {len(devices)}; choose sizes whose product is that")
+    grid = np.array(devices[:total]).reshape(sizes)
+    if total == len(devices):  # lets jax order the devices by the physical links
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises ZooError unless every micro-batch divides evenly over the data and fsdp axes."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
+    if batch < 1 or accumulate < 1 or batch % ways:
+        near = max(ways, round(batch / ways) * ways)
+        raise ZooError(
+            f"--batch {batch} does not divide by mesh.data {mesh.shape['data']} × mesh.fsdp {mesh.shape['fsdp']}"
+            f" × accumulate {accumulate} = {ways}; try --batch {near}"
+        )
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """The keys of a pytree path, joined by slashes: "blocks/mlp/in"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by their slash-joined paths."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def param_spec(name: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> P:
+    """The first rule whose regex is found in the name, else the largest divisible dimension on fsdp.
+
+    Axes of a rule that do not divide their dimension are left out.
+    """
+    for pattern, spec in rules:
+        if re.search(pattern, name):
+            entries = [
+                axis if axis is None or size % math.prod(mesh.shape[a] for a in _tuple(axis)) == 0 else None
+                for size, axis in zip(shape, tuple(spec) + (None,) * (len(shape) - len(spec)), strict=True)
+            ]
+            return P(*entries)
+    fsdp = mesh.shape["fsdp"]
+    divisible = [i for i, size in enumerate(shape) if size % fsdp == 0]
+    if fsdp == 1 or math.prod(shape) < FSDP_MIN_SIZE or not divisible:
+        return P()
+    largest = max(divisible, key=lambda i: shape[i])
+    return P(*("fsdp" if i == largest else None for i in range(len(shape))))
+
+
+def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
+    """Shardings of a whole train state: `params` by the rules, and every leaf of `opt` and `ema` that
+    has the name and shape of a parameter like that parameter; all else is replicated."""
+    shapes = {name: leaf.shape for name, leaf in named_leaves(state["params"]).items()}
+    specs = {name: param_spec(name, shape, rules, mesh) for name, shape in shapes.items()}
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        keys = path_name(path).split("/")
+        for start in range(1, len(keys)):  # the longest suffix that names a parameter
+            name = "/".join(keys[start:])
+            if shapes.get(name) == leaf.shape:
+                return NamedSharding(mesh, specs[name])
+        return NamedSharding(mesh, P())
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def place_batch(batches: Any, step: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """The global batch of a step on the mesh. `batches.rows(step, slice)` is asked once, for the rows of the
+    `batches.batch` that this process holds."""
+    size, sharding = batches.batch, NamedSharding(mesh, BATCH)
+    spans = [index[0].indices(size)[:2] for index in sharding.addressable_devices_indices_map((size,)).values()]
+    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+    local = batches.rows(step, slice(first, last))
+    if (first, last) == (0, size) and jax.process_count() == 1:
+        return jax.device_put(local, sharding)
+
+    def part(value: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(size)
+        return value[start - first : stop - first]
+
+    return {
+        key: jax.make_array_from_callback((size, *value.shape[1:]), sharding, lambda index, value=value: part(value, index))
+        for key, value in local.items()
+    }
+
+
+def _tuple(axis: Any) -> tuple[str, ...]:
+    return axis if isinstance(axis, tuple) else (axis,)

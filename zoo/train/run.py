@@ -1,0 +1,186 @@
+"""The run folder: the unit that a person shares.
+
+config.json, metrics.jsonl, loss.png, samples/step_*.png, strip.png, checkpoints/, result.json, model/ and
+README.md. Rows of metrics.jsonl hold nothing that depends on the clock, so that a run that was killed and
+continued leaves the same file as one that was not.
+"""
+
+import dataclasses
+import io
+import json
+import math
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from zoo.errors import ZooError
+from zoo.train.config import VOLATILE, TrainConfig
+
+
+class Run:
+    """A run folder. Only the first process writes to it."""
+
+    def __init__(self, config: TrainConfig, command: str):
+        self.config, self.command = config, command
+        self.folder = epath.Path(config.run)
+        self.lead = jax.process_index() == 0
+        self.rows: list[dict[str, Any]] = []
+        self._written = 0
+
+    def check(self) -> None:
+        """Raises ZooError when the folder holds a run of another config, with the differences. Writes nothing."""
+        path = self.folder / "config.json"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ZooError(f"--run {self.folder} is a file; choose a folder")
+        if not path.exists():
+            if (self.folder / "checkpoints").exists():
+                raise ZooError(f"{self.folder} has checkpoints but no config.json; choose another --run folder")
+            return
+        try:
+            old = flatten(json.loads(path.read_text()))
+        except ValueError as error:
+            raise ZooError(f"{path} is not JSON ({error}); restore it, or choose another --run folder") from error
+        new = flatten(json.loads(json.dumps(dataclasses.asdict(self.config))))
+        keys = sorted(key for key in old.keys() | new.keys() if key.split(".")[0] not in VOLATILE)
+        missing = object()
+        changed = [key for key in keys if old.get(key, missing) != new.get(key, missing)]
+        if changed:
+            lines = "\n".join(f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} here" for key in changed)
+            raise ZooError(
+                f"{self.folder} holds a run of another config:\n{lines}\n"
+                "use the same flags to continue it, or another --run folder to start anew"
+            )
+
+    def create(self, step: int) -> None:
+        """Makes the folder, and drops rows of metrics after `step`: they will be made again."""
+        self.rows = [row for row in self._read_rows() if row["step"] <= step]
+        if self.lead:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.write("config.json", json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+            self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._written = len(self.rows)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds a row to metrics.jsonl; `flush` writes it."""
+        self.rows.append({"step": step} | {key: _number(value) for key, value in metrics.items()})
+
+    def flush(self) -> None:
+        """Writes the rows that are not yet in the file."""
+        new = "".join(json.dumps(row) + "\n" for row in self.rows[self._written :])
+        if self.lead and new:
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(new)
+        self._written = len(self.rows)
+
+    def best(self, key: str) -> float:
+        """The lowest value of a metric so far; infinity without one."""
+        return min((row[key] for row in self.rows if row.get(key) is not None), default=math.inf)
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Writes a file of the folder whole: a reader never sees half of it."""
+        if not self.lead:
+            return
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.parent / (path.name + ".part")
+        try:
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+
+    def write_image(self, name: str, image: Any) -> None:
+        """Writes a picture as PNG: a matplotlib figure, or uint8 pixels [H, W] or [H, W, 3]."""
+        buffer = io.BytesIO()
+        if hasattr(image, "savefig"):
+            image.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+        else:
+            from PIL import Image
+
+            Image.fromarray(np.asarray(image)).save(buffer, format="PNG")
+        self.write(name, buffer.getvalue())
+
+    def plot(self) -> None:
+        """loss.png: the training loss, and each evaluated metric, over steps."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.subplots()
+        for key in ("loss", "eval_loss"):
+            points = [(row["step"], row[key]) for row in self.rows if row.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=key, marker="o" if key != "loss" else "", markersize=3, linewidth=1.2)
+        axes.set(xlabel="step", ylabel="loss (nats)", title=self.folder.name)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+        self.write_image("loss.png", figure)
+
+    def strip(self, most: int = 8) -> None:
+        """strip.png: up to `most` of the sample pictures, evenly spaced over training, one below the other."""
+        from PIL import Image
+
+        paths = sorted((self.folder / "samples").glob("step_*.png")) if self.lead else []
+        if not paths:
+            return
+        chosen = [paths[i] for i in sorted({round(i) for i in np.linspace(0, len(paths) - 1, most)})]
+        images = [Image.open(io.BytesIO(path.read_bytes())).convert("RGB") for path in chosen]
+        sheet = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)), "white")
+        top = 0
+        for image in images:
+            sheet.paste(image, (0, top))
+            top += image.height
+        self.write_image("strip.png", np.asarray(sheet))
+
+    def finish(self, result: dict[str, Any], next_commands: Sequence[str] = ()) -> None:
+        """Writes result.json and the README.md card, and says what lies where and what to try next."""
+        self.plot()
+        self.strip()
+        self.write("result.json", json.dumps(result, indent=2) + "\n")
+        self.write("README.md", self._card(result))
+        if self.lead:
+            print(f"\n{self.folder}/")
+            for path in sorted(self.folder.iterdir(), key=lambda p: p.name):
+                print(f"  {path.name}{'/' if path.is_dir() else ''}")
+            for command in next_commands:
+                print(f"next: {command}")
+
+    def _read_rows(self) -> list[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        rows = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:  # a kill may cut the last line; what follows a cut cannot be trusted
+                break
+        return rows
+
+    def _card(self, result: dict[str, Any]) -> str:
+        versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax", "optax", "numpy"))
+        metrics = "\n".join(f"| {key} | {value:.6g} |" for key, value in result["metrics"].items())
+        pictures = "\n".join(f"![{name}]({name})" for name in ("loss.png", "strip.png") if (self.folder / name).exists())
+        return (
+            f"# {self.folder.name}\n\n```\n{self.command}\n```\n\n"
+            f"| metric | value |\n|---|---|\n{metrics}\n\n"
+            f"Step {result['step']}, seed {self.config.seed}, mesh {result['mesh']}, on {result['device']}; "
+            f"Python {platform.python_version()}, {versions}.\n\n{pictures}\n\n"
+            "The weights are in `model/`; the flags in `config.json`; every logged step in `metrics.jsonl`.\n"
+        )
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested dict with dotted keys."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for key, value in tree.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _number(value: Any) -> float | int | None:
+    value = value if isinstance(value, int) else float(value)
+    return value if math.isfinite(value) else None  # JSON has no NaN

@@ -1,0 +1,79 @@
+"""The train state, one pure dict: {"step", "params", "stats", "opt", "ema"?}, made where it will live.
+
+No random state is stored: the key of a step is `fold_in(key(seed), step)`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from zoo.train.mesh import Rules, place_batch, state_shardings
+
+State = dict[str, Any]
+Init = Callable[[jax.Array], tuple[Any, Any]]
+Update = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
+
+
+def step_key(seed: int, step: jax.Array | int) -> jax.Array:
+    """The random key of a step."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def make_init(init: Init, tx: Any, seed: int, ema: bool = False) -> Callable[[], State]:
+    """The function that makes the state at step 0, to be traced or compiled.
+
+    `init(key) -> (params, stats)`; `tx.init(params)` makes the optimizer state.
+    """
+
+    def make() -> State:
+        params, stats = init(jax.random.key(seed))
+        state = {"step": jnp.zeros((), jnp.int32), "params": params, "stats": stats, "opt": tx.init(params)}
+        return state | {"ema": jax.tree.map(jnp.copy, params)} if ema else state
+
+    return make
+
+
+def abstract_state(make: Callable[[], State], rules: Rules, mesh: Mesh) -> State:
+    """Shapes, dtypes and shardings of the state, without making it."""
+    shapes = jax.eval_shape(make)
+    shardings = state_shardings(shapes, rules, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def create_state(make: Callable[[], State], abstract: State) -> State:
+    """The state at step 0, each shard made on the device that keeps it; the same bits on every mesh."""
+    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
+
+
+def make_step(update: Update, seed: int, abstract: State, mesh: Mesh) -> Any:
+    """`step(state, batch) -> (state, metrics)`, jitted once over the mesh, the state donated."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+    def step(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+        return update(state, batch, step_key(seed, state["step"]))
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P())))
+
+
+def make_evaluate(metrics: Callable[[Any, Any, Any], dict[str, jax.Array]], batches: Any, mesh: Mesh) -> Any:
+    """An evaluation over every one of `batches`: `evaluate(state) -> {"eval_loss": ...}`.
+
+    `metrics(params, stats, batch)` returns sums over the batch and their `count`; the result holds the
+    quotients, each name led by "eval_". The averaged weights are used where the state has them.
+    """
+    jitted = jax.jit(metrics, out_shardings=NamedSharding(mesh, P()))
+
+    def evaluate(state: State) -> dict[str, float]:
+        with jax.set_mesh(mesh):
+            params = state.get("ema", state["params"])
+            sums = [jitted(params, state["stats"], place_batch(batches, step, mesh)) for step in range(len(batches))]
+        host = jax.device_get(sums)
+        total = {key: sum(float(part[key]) for part in host) for key in host[0]}
+        count = total.pop("count")
+        return {f"eval_{key}": value / count for key, value in total.items()}
+
+    return evaluate

@@ -1,0 +1,62 @@
+"""The names of the models: what there is, and how one is made."""
+
+import dataclasses
+import fnmatch
+from typing import Any
+
+from flax import nnx
+
+from zoo.errors import ZooError, unknown
+from zoo.models import cnn, decoder
+
+FAMILIES = {"cnn": cnn, "decoder": decoder}
+MODELS = {
+    "BasicCNNConfig": (cnn.BasicCNNConfig, cnn.BasicCNN),
+    "ResNetConfig": (cnn.ResNetConfig, cnn.ResNet),
+    "DecoderConfig": (decoder.DecoderConfig, decoder.Decoder),
+}
+
+
+def variants() -> dict[str, Any]:
+    """Every named config, by name."""
+    return {name: config for family in FAMILIES.values() for name, config in family.VARIANTS.items()}
+
+
+def names(pattern: str = "*") -> list[str]:
+    """The names that match a shell pattern such as "gpt*", sorted."""
+    return sorted(fnmatch.filter(variants(), pattern))
+
+
+def config_of(name: str, **overrides: Any) -> Any:
+    """The config of a name, with some of its fields changed. Raises ZooError for an unknown name or field."""
+    known = variants()
+    if name not in known:
+        raise unknown("model", name, known)
+    return replace(known[name], overrides)
+
+
+def replace(config: Any, overrides: dict[str, Any]) -> Any:
+    """A config with some fields changed. Raises ZooError for an unknown field."""
+    fields = [field.name for field in dataclasses.fields(config)]
+    for key in overrides:
+        if key not in fields:
+            raise unknown(f"field of {type(config).__name__}", key, fields)
+    return dataclasses.replace(config, **overrides)
+
+
+def build(config: Any, rngs: nnx.Rngs) -> nnx.Module:
+    """The model of a config, with new weights."""
+    for kind, model in MODELS.values():
+        if type(config) is kind:
+            return model(config, rngs=rngs)
+    raise ZooError(f"{type(config).__name__} is not the config of a model; those are {', '.join(MODELS)}")
+
+
+def create(name: str, *, seed: int = 0, **overrides: Any) -> nnx.Module:
+    """A new model by name: `create("gpt2", vocab_size=50304)`. The weights follow from the seed."""
+    return build(config_of(name, **overrides), nnx.Rngs(seed))
+
+
+def family_of(name: str) -> str:
+    """The file of zoo/models that holds a named model."""
+    return next(key for key, family in FAMILIES.items() if name in family.VARIANTS)
