@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import zoo
-from zoo.data import AugmentConfig, ImageConfig, Shuffled, augment, in_order, load_images
+from zoo.data import ImageConfig, Shuffled, in_order, load_images
+from zoo.data.augment import AugmentConfig, augment
 from zoo.metrics.classification import confusion_figure, confusion_matrix, prediction_sheet
 from zoo.models import cnn, functional
 from zoo.objectives.losses import cross_entropy
@@ -20,9 +21,9 @@ from zoo.objectives.update import Aux, gradient_update
 from zoo.train.config import TrainConfig
 from zoo.train.fit import fit
 from zoo.train.launch import launch
-from zoo.train.mesh import make_mesh, place_batch
+from zoo.train.mesh import make_mesh
 from zoo.train.run import Run
-from zoo.train.state import make_evaluate
+from zoo.train.state import make_evaluate, make_predict
 from zoo.weights.registry import build, config_of
 
 
@@ -45,7 +46,7 @@ DIGITS = Config(
     save_every=250,
     ema=0.995,
     data=ImageConfig(size=16),
-    augment=AugmentConfig(crop=1, rotation=10, scaling=0.1),
+    augment=AugmentConfig(crop=1, rotate=10, scale=0.1),
     optim=OptimConfig(lr=2e-3, weight_decay=1e-2),
 )
 RESNET20 = Config(
@@ -53,7 +54,7 @@ RESNET20 = Config(
     steps=1000,
     batch=64,
     ema=0.99,
-    augment=AugmentConfig(crop=1, rotation=10, scaling=0.1),
+    augment=AugmentConfig(crop=1, rotate=10, scale=0.1),
     optim=OptimConfig(name="sgd", lr=0.05, weight_decay=5e-4),
 )
 PRESETS = {"digits": DIGITS, "resnet20": RESNET20}
@@ -100,19 +101,11 @@ def main(config: Config, run: Run) -> None:
     # Training, with a look at the held-out images as it goes
     mesh = make_mesh(config.mesh)
     held_out = in_order(test, config.batch)
-    probabilities_of = jax.jit(lambda params, stats, batch: jax.nn.softmax(classify(params, stats, batch)))
-
-    def probabilities(state, batches):
-        parts = [
-            probabilities_of(state.get("ema", state["params"]), state["stats"], place_batch(held_out, step, mesh))
-            for step in range(batches)
-        ]
-        return np.concatenate(jax.device_get(parts))[: len(test)]
+    predict = make_predict(lambda *inputs: jax.nn.softmax(classify(*inputs)), held_out, mesh)
+    truth = test[np.arange(len(test))]
 
     def sheet(state):
-        shares = probabilities(state, len(held_out))
-        rows = test[np.arange(len(shares))]
-        return prediction_sheet(rows["image"], rows["label"], shares, test.classes)
+        return prediction_sheet(truth["image"], truth["label"], predict(state), test.classes)
 
     fitted = fit(
         config,
@@ -128,8 +121,7 @@ def main(config: Config, run: Run) -> None:
     )
 
     # Results
-    predicted = probabilities(fitted.state, len(held_out)).argmax(-1)
-    matrix = confusion_matrix(test[np.arange(len(test))]["label"], predicted, classes)
+    matrix = confusion_matrix(truth["label"], predict(fitted.state).argmax(-1), classes)
     run.write_image("confusion.png", confusion_figure(matrix, test.classes))
     state = fitted.state
     zoo.save(functional.merge(graphdef, state.get("ema", state["params"]), state["stats"]), run.folder / "model")

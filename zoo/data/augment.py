@@ -46,7 +46,7 @@ def augment(
     `image_bhwc` is uint8, or float in [0, 1]; `label_b` holds class numbers. Pure; call it in the step.
     """
     if jnp.issubdtype(image_bhwc.dtype, jnp.integer):
-        image_bhwc = image_bhwc.astype(jnp.float32) / 255
+        image_bhwc = image_bhwc.astype(jnp.float32) * (1 / 255)
     image_bhwc = image_bhwc.astype(jnp.float32)
     label_bk = jax.nn.one_hot(label_b, classes, dtype=jnp.float32)
     if config == AugmentConfig():

@@ -134,8 +134,8 @@ class BatchNorm(nnx.Module):
         else:
             mean, var = self.mean[...], self.var[...]
         scale = self.scale[...] * jax.lax.rsqrt(var + 1e-5)
-        shift = self.bias[...] - mean * scale
-        return (x * scale[None, None, None] + shift[None, None, None]).astype(x_bhwc.dtype)
+        x = (x - mean[None, None, None]) * scale[None, None, None] + self.bias[...][None, None, None]
+        return x.astype(x_bhwc.dtype)
 
 
 class Block(nnx.Module):
@@ -184,15 +184,13 @@ class ResNet(nnx.Module):
             raise unknown("shortcut", config.shortcut, ["pad", "conv"])
         self.bn1 = BatchNorm(config.width)
         inputs = config.width
-        stages = []
         for stage, depth in enumerate(config.blocks):
             blocks = []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
                 blocks.append(Block(config, inputs, config.width * 2**stage, stride, rngs))
                 inputs = blocks[-1].outputs
-            stages.append(nnx.List(blocks))
-        self.stages = nnx.List(stages)
+            setattr(self, f"stage{stage + 1}", nnx.List(blocks))
         self.classifier = nnx.Linear(inputs, config.classes, dtype=resolve_dtype(config.dtype), rngs=rngs)
 
     def __call__(
@@ -209,8 +207,8 @@ class ResNet(nnx.Module):
         out = {"stem": x_bhwc}
         if self.config.stem == "imagenet":
             x_bhwc = nnx.max_pool(x_bhwc, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        for stage, blocks in enumerate(self.stages):
-            for block in blocks:
+        for stage in range(1, len(self.config.blocks) + 1):
+            for block in getattr(self, f"stage{stage}"):
                 x_bhwc = block(x_bhwc, train)
             out[f"stage{stage}"] = x_bhwc
         out["pooled"] = jnp.mean(x_bhwc, axis=(1, 2), dtype=jnp.float32)
@@ -266,11 +264,6 @@ def check_config(config: CNNConfig | ResNetConfig) -> None:
             )
     if min(config.image_size, config.channels, config.classes) < 1:
         raise ZooError("image_size, channels and classes must be at least 1")
-
-
-def build(config: CNNConfig | ResNetConfig, rngs: nnx.Rngs) -> CNN | ResNet:
-    """The network of either config."""
-    return CNN(config, rngs) if isinstance(config, CNNConfig) else ResNet(config, rngs)
 
 
 def _cifar(depth: int) -> ResNetConfig:

@@ -35,6 +35,11 @@ def abstract(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Tre
     return split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 
 
+def initial(build: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> tuple[Tree, Tree]:
+    """(params, stats) of a new module, for tracing: what `train.fit` asks of a recipe."""
+    return split(build(nnx.Rngs(key)))[1:]
+
+
 def count(params: Tree) -> int:
     """Number of scalars in a tree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -59,21 +60,39 @@ def make_step(update: Update, seed: int, abstract: State, mesh: Mesh) -> Any:
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P())))
 
 
+def over_batches(function: Callable[[Any, Any, Any], Any], batches: Any, mesh: Mesh) -> Callable[[State], list[Any]]:
+    """Applies `function(params, stats, batch)`, compiled, to every one of `batches`; results on the host.
+
+    The averaged weights are used where the state has them.
+    """
+    jitted = jax.jit(function, out_shardings=NamedSharding(mesh, P()))
+
+    def apply(state: State) -> list[Any]:
+        with jax.set_mesh(mesh):
+            params, stats = state.get("ema", state["params"]), state["stats"]
+            return jax.device_get([jitted(params, stats, place_batch(batches, i, mesh)) for i in range(len(batches))])
+
+    return apply
+
+
 def make_evaluate(metrics: Callable[[Any, Any, Any], dict[str, jax.Array]], batches: Any, mesh: Mesh) -> Any:
-    """An evaluation over every one of `batches`: `evaluate(state) -> {"eval_loss": ...}`.
+    """An evaluation over all of `batches`: `evaluate(state) -> {"eval_loss": ...}`.
 
     `metrics(params, stats, batch)` returns sums over the batch and their `count`; the result holds the
-    quotients, each name led by "eval_". The averaged weights are used where the state has them.
+    quotients, each name led by "eval_".
     """
-    jitted = jax.jit(metrics, out_shardings=NamedSharding(mesh, P()))
+    apply = over_batches(metrics, batches, mesh)
 
     def evaluate(state: State) -> dict[str, float]:
-        with jax.set_mesh(mesh):
-            params = state.get("ema", state["params"])
-            sums = [jitted(params, state["stats"], place_batch(batches, step, mesh)) for step in range(len(batches))]
-        host = jax.device_get(sums)
-        total = {key: sum(float(part[key]) for part in host) for key in host[0]}
+        parts = apply(state)
+        total = {key: sum(float(part[key]) for part in parts) for key in parts[0]}
         count = total.pop("count")
         return {f"eval_{key}": value / count for key, value in total.items()}
 
     return evaluate
+
+
+def make_predict(outputs: Callable[[Any, Any, Any], jax.Array], batches: Any, mesh: Mesh) -> Callable[[State], np.ndarray]:
+    """What the model says of each of the `batches.examples`, in order: `predict(state) -> [N, ...]`."""
+    apply = over_batches(outputs, batches, mesh)
+    return lambda state: np.concatenate(apply(state))[: batches.examples]

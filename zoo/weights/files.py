@@ -25,7 +25,7 @@ def save(model: nnx.Module, folder: str | os.PathLike[str]) -> None:
     target.mkdir(parents=True, exist_ok=True)
     _, params, stats = functional.split(model)
     tensors = _flatten({"params": params, "stats": stats})
-    config = {"model": type(model.config).__name__, "config": dataclasses.asdict(model.config)}
+    config = {"model": type(model).__name__, "config": dataclasses.asdict(model.config)}
     contents = {
         "model.safetensors": save_tensors({name: np.asarray(jax.device_get(x)) for name, x in tensors.items()}),
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),

@@ -11,9 +11,9 @@ from zoo.models import cnn, decoder
 
 FAMILIES = {"cnn": cnn, "decoder": decoder}
 MODELS = {
-    "BasicCNNConfig": (cnn.BasicCNNConfig, cnn.BasicCNN),
-    "ResNetConfig": (cnn.ResNetConfig, cnn.ResNet),
-    "DecoderConfig": (decoder.DecoderConfig, decoder.Decoder),
+    "CNN": (cnn.CNNConfig, cnn.CNN),
+    "ResNet": (cnn.ResNetConfig, cnn.ResNet),
+    "Decoder": (decoder.DecoderConfig, decoder.Decoder),
 }
 
 

@@ -1,0 +1,115 @@
+"""Train a small Transformer decoder on text.
+
+By default: the Python reference, half a megabyte of English that every Python carries, character by character.
+The same on any text: --data text:PATH, a file or a folder of .txt and .md files.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import zoo
+from zoo.data import TextConfig, Windows, load_text, windows_in_order
+from zoo.generate.text import sample_tokens, text_picture
+from zoo.models import decoder, functional
+from zoo.objectives.losses import bits_per_byte, next_token_loss
+from zoo.objectives.optim import OptimConfig, make_optimizer, make_schedule
+from zoo.objectives.update import Aux, gradient_update
+from zoo.train.config import TrainConfig
+from zoo.train.fit import fit
+from zoo.train.launch import launch
+from zoo.train.mesh import make_mesh
+from zoo.train.run import Run
+from zoo.train.state import make_evaluate
+from zoo.weights.registry import config_of
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    model: str = "gpt-modern"
+    """Architecture: gpt-modern, gpt-nano, gpt-mini, gpt2 ... (`zoo list`)."""
+    context: int = 64
+    """Tokens that a prediction can look back on."""
+    sample_tokens: int = 320
+    """Length of the samples that are shown as it learns."""
+    data: TextConfig = field(default_factory=TextConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+MUON = OptimConfig(name="muon", lr=0.02, adam_lr=4e-3, momentum=0.95, schedule="linear", warmup=0.02)
+PYDOC = Config(steps=600, batch=32, eval_every=150, save_every=150, optim=MUON)
+SHAKESPEARE = Config(steps=300, batch=32, eval_every=100, save_every=300, optim=MUON)
+PRESETS = {"pydoc": PYDOC, "shakespeare": SHAKESPEARE}
+
+
+def main(config: Config, run: Run) -> None:
+    # Data
+    text = load_text(config.data)
+    vocab = text.codec.vocab_size
+    print(f"{text.name}: {len(text.train):,} training and {len(text.test):,} held-out tokens, vocabulary {vocab}")
+
+    # Model
+    model_config = config_of(config.model, vocab_size=vocab, context=config.context)
+    build = lambda rngs: decoder.Decoder(model_config, rngs)
+    graphdef, params, _ = functional.abstract(build)
+    print(f"{config.model}: {functional.count(params):,} parameters")
+
+    # Objective
+    def loss(params, stats, batch, key):
+        model = functional.merge(graphdef, params, stats)
+        losses = next_token_loss(model(batch["tokens"][:, :-1], train=True, key=key), batch["tokens"])
+        return losses.sum(), Aux(jnp.asarray(losses.size, jnp.float32), stats, {})
+
+    def score(params, stats, batch):
+        model = functional.merge(graphdef, params, stats)
+        losses = next_token_loss(model(batch["tokens"][:, :-1]), batch["tokens"])
+        return {"loss": jnp.sum(losses * batch["weight"]), "count": batch["weight"].sum()}
+
+    tx = make_optimizer(config.optim, config.steps, decoder.MATRICES)
+    schedule = make_schedule(config.optim, config.steps)
+    update = gradient_update(loss, tx, schedule=schedule, accumulate=config.accumulate, ema=config.ema)
+
+    # Training, with the held-out loss over the whole split and a look at what it writes
+    mesh = make_mesh(config.mesh)
+    nats_of = make_evaluate(score, windows_in_order(text.test, config.context, config.batch), mesh)
+
+    def evaluate(state):
+        scores = nats_of(state)
+        return scores | {"eval_bits_per_byte": bits_per_byte(scores["eval_loss"], text.bytes_per_token)}
+
+    prompts = jnp.asarray(np.stack([text.test[:16], text.test[len(text.test) // 2 :][:16]]).astype(np.int32))
+
+    @jax.jit
+    def write(params, stats):
+        model = functional.merge(graphdef, params, stats)
+        return sample_tokens(model, prompts, config.sample_tokens, config.context, jax.random.key(config.seed), 0.8)
+
+    def pictures(state):
+        texts = [text.codec.decode(ids) for ids in write(state.get("ema", state["params"]), state["stats"])]
+        return text_picture(f"{run.folder.name}, step {int(state['step'])}", texts)
+
+    fitted = fit(
+        config,
+        run,
+        init=lambda key: functional.initial(build, key),
+        tx=tx,
+        update=update,
+        batches=Windows(text.train, config.context, config.batch, config.seed),
+        mesh=mesh,
+        rules=decoder.SHARDING,
+        evaluate=evaluate,
+        pictures=pictures,
+    )
+
+    # Results
+    state = fitted.state
+    zoo.save(functional.merge(graphdef, state.get("ema", state["params"]), state["stats"]), run.folder / "model")
+    run.write("model/codec.json", json.dumps(text.codec.to_json()) + "\n")
+    run.finish(fitted.result, [f'zoo sample {run.folder} --prompt "The "'])
+
+
+if __name__ == "__main__":
+    launch(main, PRESETS, __doc__)
