@@ -64,10 +64,10 @@ def main(config: Config, run: Run) -> None:
     # Data
     train, test = load_images(config.data)
     for note in (*train.notes, *test.notes):
-        print(note)
+        run.say(note)
     height, width, channels = train.shape
     classes = len(train.classes)
-    print(f"{train.name}: {len(train)} training and {len(test)} held-out images of {height}×{width}×{channels}, {classes} classes")
+    run.say(f"{train.name}: {len(train)} training and {len(test)} held-out images, {height}×{width}×{channels}")
 
     # Model
     sizes = {"image_size": height, "channels": channels, "classes": classes, "mean": (0.5,), "std": (0.25,)}
@@ -90,7 +90,7 @@ def main(config: Config, run: Run) -> None:
 
     def score(params, stats, batch):
         logits, weight = classify(params, stats, batch), batch["weight"]
-        right = jnp.argmax(logits, -1) == batch["label"]
+        right = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
         losses = cross_entropy(logits, batch["label"])
         return {"loss": jnp.sum(losses * weight), "accuracy": jnp.sum(right * weight), "count": weight.sum()}
 

@@ -4,6 +4,7 @@ By default: the Python reference, half a megabyte of English that every Python c
 The same on any text: --data text:PATH, a file or a folder of .txt and .md files.
 """
 
+import functools
 import json
 from dataclasses import dataclass, field
 
@@ -49,13 +50,13 @@ def main(config: Config, run: Run) -> None:
     # Data
     text = load_text(config.data)
     vocab = text.codec.vocab_size
-    print(f"{text.name}: {len(text.train):,} training and {len(text.test):,} held-out tokens, vocabulary {vocab}")
+    run.say(f"{text.name}: {len(text.train):,} training and {len(text.test):,} held-out tokens, vocabulary {vocab}")
 
     # Model
     model_config = config_of(config.model, vocab_size=vocab, context=config.context)
-    build = lambda rngs: decoder.Decoder(model_config, rngs)
+    build = functools.partial(decoder.Decoder, model_config)
     graphdef, params, _ = functional.abstract(build)
-    print(f"{config.model}: {functional.count(params):,} parameters")
+    run.say(f"{config.model}: {functional.count(params):,} parameters")
 
     # Objective
     def loss(params, stats, batch, key):

@@ -22,6 +22,15 @@ def devices():
     assert jax.device_count() == DEVICES, f"tests need {DEVICES} CPU devices, jax has {jax.devices()}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> pathlib.Path:
+    """One compile cache for the session, of this process and of those that it starts."""
+    folder = tmp_path_factory.mktemp("compiled")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def assets() -> pathlib.Path:
     """The folder of real weights and text; tests that need it are skipped, with the reason, where it is absent."""

@@ -21,7 +21,7 @@ class List:
         from rich.table import Table
 
         from zoo.models import functional
-        from zoo.weights.registry import build, config_of, family_of, names
+        from zoo.weights.registry import abstract, config_of, family_of, names
 
         found = names(self.pattern)
         if not found:
@@ -29,8 +29,7 @@ class List:
         table = Table("name", "parameters", "file", box=None, pad_edge=False)
         table.columns[1].justify = "right"
         for name in found:
-            config = config_of(name)
-            _, params, _ = functional.abstract(lambda rngs, config=config: build(config, rngs))
+            _, params, _ = abstract(config_of(name))
             table.add_row(name, f"{functional.count(params):,}", f"zoo/models/{family_of(name)}.py")
         Console(soft_wrap=True).print(table)
 
@@ -53,9 +52,29 @@ class Sample:
     """Fixes the choice."""
 
     def run(self) -> None:
-        from zoo.generate.text import write
+        import jax
+        import jax.numpy as jnp
 
-        print(write(self.source, self.prompt, self.length, self.temperature, self.top_k, self.seed))
+        from zoo.generate.text import sample_tokens
+        from zoo.models import functional
+        from zoo.models.decoder import Decoder
+        from zoo.weights.files import load, load_codec
+
+        model, codec = load(self.source), load_codec(self.source)
+        if not isinstance(model, Decoder):
+            raise ZooError(f"{self.source} holds a {type(model).__name__}, which does not write; give a decoder's run")
+        if not self.prompt or self.length < 1:
+            raise ZooError("--prompt needs at least one character, and --length at least 1")
+        prompt = jnp.asarray(codec.encode(self.prompt), jnp.int32)[None]
+        graphdef, params, stats = functional.split(model)
+
+        @jax.jit
+        def write(params: functional.Tree, stats: functional.Tree) -> jax.Array:
+            model = functional.merge(graphdef, params, stats)
+            key, context = jax.random.key(self.seed), model.config.context
+            return sample_tokens(model, prompt, self.length, context, key, self.temperature, self.top_k)
+
+        print(codec.decode(jax.device_get(write(params, stats)[0])))
 
 
 Command = Annotated[List, tyro.conf.subcommand("list")] | Annotated[Sample, tyro.conf.subcommand("sample")]

@@ -18,6 +18,10 @@ ONE_HOT = np.eye(CLASSES, dtype=np.float32)[LABEL]
 ALL = AugmentConfig(flip=True, crop=2, rotate=20, scale=0.2, brightness=0.3, contrast=0.3, cutout=3, mixup=0.4)
 
 
+TURN, CONTRAST = jax.jit(rotate_and_scale), jax.jit(change_contrast)
+CUT = jax.jit(cut_out, static_argnums=1)
+
+
 @functools.cache
 def compiled(config):
     return jax.jit(functools.partial(augment, config, classes=CLASSES))
@@ -67,14 +71,14 @@ def test_crop_shifts_each_example_by_its_own():
 @pytest.mark.parametrize("turns", [1, 2, 3, -1])
 def test_right_angles_equal_rot90(turns):
     square = FLOAT[0][:, :6]
-    got = rotate_and_scale(jnp.asarray(square), jnp.float32(90 * turns), jnp.float32(1))
+    got = TURN(jnp.asarray(square), jnp.float32(90 * turns), jnp.float32(1))
     np.testing.assert_allclose(got, np.rot90(square, turns), atol=1e-5)
 
 
 def test_rotation_and_scale_sample_bilinearly():
     image = FLOAT[0]
     degrees, factor = 33.0, 1.3
-    got = np.asarray(rotate_and_scale(jnp.asarray(image), jnp.float32(degrees), jnp.float32(factor)))
+    got = np.asarray(TURN(jnp.asarray(image), jnp.float32(degrees), jnp.float32(factor)))
     a = np.deg2rad(degrees)
     for y in range(6):
         for x in range(7):
@@ -90,9 +94,9 @@ def test_rotation_and_scale_sample_bilinearly():
 
 def test_doubling_enlarges_about_the_centre_and_halving_leaves_a_black_border():
     ramp = np.broadcast_to(np.arange(9, dtype=np.float32)[None, :, None] / 8, (9, 9, 1))
-    double = rotate_and_scale(jnp.asarray(ramp), jnp.float32(0), jnp.float32(2))
+    double = TURN(jnp.asarray(ramp), jnp.float32(0), jnp.float32(2))
     np.testing.assert_allclose(double[4, :, 0], (4 + (np.arange(9) - 4) / 2) / 8, atol=1e-6)
-    half = rotate_and_scale(jnp.ones((9, 9, 1)), jnp.float32(0), jnp.float32(0.5))
+    half = TURN(jnp.ones((9, 9, 1)), jnp.float32(0), jnp.float32(0.5))
     np.testing.assert_array_equal(np.asarray(half[:, :, 0]), np.pad(np.ones((5, 5)), 2))
 
 
@@ -110,10 +114,10 @@ def test_brightness_multiplies_and_clips():
 
 def test_contrast_keeps_the_mean_gray():
     luma = FLOAT[0] @ np.array([0.299, 0.587, 0.114])
-    got = change_contrast(jnp.asarray(FLOAT[0]), jnp.float32(1.7))
+    got = CONTRAST(jnp.asarray(FLOAT[0]), jnp.float32(1.7))
     np.testing.assert_allclose(got, np.clip(1.7 * FLOAT[0] - 0.7 * luma.mean(), 0, 1), atol=1e-6)
     gray = FLOAT[0][..., :1]
-    got = change_contrast(jnp.asarray(gray), jnp.float32(0.25))
+    got = CONTRAST(jnp.asarray(gray), jnp.float32(0.25))
     np.testing.assert_allclose(got, 0.25 * gray + 0.75 * gray.mean(), atol=1e-6)
 
 
@@ -121,10 +125,10 @@ def test_cutout_blackens_one_square():
     white = jnp.ones((6, 7, 3))
     expected = np.ones((6, 7, 3))
     expected[1:4, 4:7] = 0
-    np.testing.assert_array_equal(cut_out(white, 3, jnp.int32(2), jnp.int32(5)), expected)
+    np.testing.assert_array_equal(CUT(white, 3, jnp.int32(2), jnp.int32(5)), expected)
     expected = np.ones((6, 7, 3))
     expected[:2, :2] = 0
-    np.testing.assert_array_equal(cut_out(white, 4, jnp.int32(0), jnp.int32(0)), expected)
+    np.testing.assert_array_equal(CUT(white, 4, jnp.int32(0), jnp.int32(0)), expected)
     image, _ = run(AugmentConfig(cutout=3), image=np.full_like(IMAGE, 255))
     black = (image == 0).all(-1).sum((1, 2))
     assert ((black >= 4) & (black <= 9)).all()

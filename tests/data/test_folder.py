@@ -94,10 +94,10 @@ def test_channels_are_those_of_the_files_or_as_asked(tmp_path):
     gray = fill(tmp_path / "gray", COLOUR[..., 0])
     assert load_images(ImageConfig(f"images:{gray}"))[0].shape == (6, 8, 1)
     assert load_images(ImageConfig(f"images:{gray}", channels="rgb"))[0].shape == (6, 8, 3)
-    mixed = fill(tmp_path / "mixed", [*COLOUR[:6, ..., 0], *COLOUR[6:]])
+    mixed = fill(tmp_path / "mixed", [*COLOUR[:3, ..., 0], *COLOUR[3:9], *COLOUR[9:, ..., 0]])
     train, test = load_images(ImageConfig(f"images:{mixed}"))
     assert train.shape == (6, 8, 3)
-    as_colour = [np.repeat(i[..., :1], 3, -1) if n < 6 else i for n, i in enumerate(COLOUR)]
+    as_colour = [i if 3 <= n < 9 else np.repeat(i[..., :1], 3, -1) for n, i in enumerate(COLOUR)]
     assert pairs(train, test) == sorted((i.tobytes(), n % 3) for n, i in enumerate(as_colour))
     luma = np.round(COLOUR[7].astype(float) @ [0.299, 0.587, 0.114])
     assert np.abs(decode(encoded(COLOUR[7]), True, None)[..., 0] - luma).max() <= 1
@@ -163,7 +163,11 @@ def png_chunk(kind, data):
 
 WHOLE = encoded(np.random.default_rng(1).integers(0, 256, (6, 8, 3), np.uint8))
 JPEG = encoded(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8), "JPEG")
-HUGE = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+HUGE = (
+    b"\x89PNG\r\n\x1a\n"
+    + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+    + png_chunk(b"IDAT", b"")
+)
 NOISE = zlib.compress(bytes(10**8))  # 100 MB of text in a comment
 BAD = {
     "empty": (b"", "the file is empty"),
@@ -188,12 +192,12 @@ def test_bad_files_are_named_or_skipped(tmp_path, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # one message, and no Pillow warning beside it
         text = error(tmp_path, size=6)
-        assert text.startswith(f"cannot use image {tmp_path}/dog/bad.png: {reason}")
+        assert text.startswith(f"cannot use {tmp_path}/dog/bad.png: {reason}")
         assert text.endswith("mend it or pass --data.skip-broken")
         train, test = load_images(ImageConfig(f"images:{tmp_path}", size=6, skip_broken=True))
     assert len(train) + len(test) == 12
     assert len(train.notes) == 1
-    assert train.notes[0].startswith(f"1 broken image skipped: {tmp_path}/dog/bad.png ({reason}")
+    assert train.notes[0].startswith(f"1 broken image skipped: {tmp_path}/dog/bad.png: {reason}")
 
 
 def test_pillows_warning_limit_is_an_error(monkeypatch):
@@ -213,7 +217,7 @@ def test_several_broken_files_are_all_listed(tmp_path):
         (tmp_path / "cat" / name).write_bytes(b"no")
     note = load_images(ImageConfig(f"images:{tmp_path}", skip_broken=True))[0].notes[0]
     assert note.startswith("3 broken images skipped: ")
-    assert all(f"{tmp_path}/cat/{name} (it is not" in note for name in ("x.png", "y.jpg", "z.JPEG"))
+    assert all(f"{tmp_path}/cat/{name}: it is not" in note for name in ("x.png", "y.jpg", "z.JPEG"))
 
 
 def test_nothing_but_broken_files_is_an_error(tmp_path):
@@ -224,13 +228,27 @@ def test_nothing_but_broken_files_is_an_error(tmp_path):
     assert "none of 2 images can be read" in error(tmp_path, skip_broken=True)
 
 
-def test_empty_folders_are_named(tmp_path):
-    assert f"{tmp_path} holds no class folder" in error(tmp_path)
+def test_empty_folders_are_named_or_skipped(tmp_path):
+    assert f"{tmp_path} holds no class folder with images" in error(tmp_path)
     fill(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     assert f"class folder {tmp_path}/empty holds no .png, .jpg, .jpeg file" in error(tmp_path)
+    train, test = load_images(ImageConfig(f"images:{tmp_path}", skip_broken=True))
+    assert train.classes == ("cat", "dog", "eel")
+    assert train.notes == (f"1 empty class folder skipped: {tmp_path}/empty",)
+    assert test.notes == ()
     assert "is a file; images: takes a folder" in error(tmp_path / "empty" / "notes.txt")
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    fill(tmp_path)
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.iterdir", denied)
+    assert error(tmp_path) == f"cannot read {tmp_path}: Permission denied"
 
 
 def test_hidden_files_and_other_types_are_passed_over(tmp_path):
@@ -244,7 +262,7 @@ def test_hidden_files_and_other_types_are_passed_over(tmp_path):
 
 def test_more_than_memory_allows_points_to_records(tmp_path, monkeypatch):
     fill(tmp_path)
-    monkeypatch.setattr("zoo.data.folder.MOST_BYTES", 12 * 6 * 8 * 3 - 1)
+    monkeypatch.setattr("zoo.data.pixels.MOST_BYTES", 12 * 6 * 8 * 3 - 1)
     text = error(tmp_path)
     assert "12 images of 8x6 would take 0.0 GiB" in text
     assert "lower --data.size" in text

@@ -187,7 +187,7 @@ def test_missing_idx_files_are_named(tmp_path):
 def test_test_labels_must_be_classes_of_the_training_part(tmp_path):
     write_idx(tmp_path)
     write_idx(tmp_path, label=np.where(LABEL == 2, 3, LABEL).astype(np.uint8), part="t10k")
-    assert "t10k-labels-idx1-ubyte, label 2: label 3 is out of range; the 3 classes are 0, 1, 2" in error(
+    assert "t10k-labels-idx1-ubyte, label 2: label 3 is out of range: the classes are 0, 1, 2" in error(
         f"idx:{tmp_path}"
     )
     write_idx(tmp_path, np.zeros((30, 5, 4), np.uint8), part="t10k")
@@ -232,11 +232,14 @@ def test_labels_may_begin_at_one_or_leave_gaps_when_counted(tmp_path):
     train, _ = load_images(ImageConfig(f"npz:{path}"))
     assert train.classes == ("1", "2", "3")
     np.savez(path, x=PIXELS, y=LABEL * 2)
-    assert "train example 1: label 2 is out of range, as no label is 1" in error(f"npz:{path}")
+    assert (
+        "train example 1: label 2 is out of range: numbers count up from 0 or 1 without a gap, unless --data"
+        in error(f"npz:{path}")
+    )
     train, _ = load_images(ImageConfig(f"npz:{path}", classes=6))
     assert train.classes == tuple("012345")
     assert set(train[np.arange(len(train))]["label"].tolist()) == {0, 2, 4}
-    assert "train example 2: label 4 is out of range; the 4 classes" in error(f"npz:{path}", classes=4)
+    assert "train example 2: label 4 is out of range: the classes are 0, 1, 2, 3" in error(f"npz:{path}", classes=4)
 
 
 def replaced(array, index, value, dtype=None):
@@ -283,12 +286,34 @@ def test_broken_rows_of_arrays_can_be_skipped(tmp_path):
     train, test = load_images(ImageConfig(f"npz:{tmp_path}/set.npz", skip_broken=True))
     assert len(train) + len(test) == 28
     assert len(train.notes) == 1
-    assert train.notes[0].startswith(f"2 broken images skipped: {tmp_path}/set.npz, train example 7 (pixels from -5 to")
+    assert train.notes[0].startswith(f"2 broken images skipped: {tmp_path}/set.npz, train example 7: pixels from -5 to")
     assert both(f"npz:{tmp_path}/set.npz", skip_broken=True) == sorted(
         (i.tobytes(), int(t)) for n, (i, t) in enumerate(zip(PIXELS, LABEL, strict=True)) if n not in (7, 9)
     )
     np.savez(tmp_path / "set.npz", x=bad - 1000, y=LABEL)
     assert "none of 30 images can be used" in error(f"npz:{tmp_path}/set.npz", skip_broken=True)
+
+
+@pytest.mark.parametrize("bad", [-1, 7, 1.5, np.nan])
+def test_labels_out_of_range_can_be_skipped(tmp_path, bad):
+    path = tmp_path / "set.npz"
+    np.savez(path, x=PIXELS, y=replaced(LABEL, 4, bad, float))
+    assert "train example 4: label" in error(f"npz:{path}")
+    train, _ = load_images(ImageConfig(f"npz:{path}", skip_broken=True))
+    assert train.classes == ("0", "1", "2")
+    assert train.notes[0].startswith(f"1 broken image skipped: {path}, train example 4: label ")
+    kept = [row for n, row in enumerate(zip(PIXELS, LABEL, strict=True)) if n != 4]
+    assert both(f"npz:{path}", skip_broken=True) == sorted((i.tobytes(), int(t)) for i, t in kept)
+
+
+def test_labels_written_out_are_numbers_or_names(tmp_path):
+    path = tmp_path / "set.npz"
+    np.savez(path, x=PIXELS, y=np.array(["01", "02", "10"])[LABEL])
+    assert "label 10 is out of range" in error(f"npz:{path}")
+    np.savez(path, x=PIXELS, y=np.array(["01", "02", "03"])[LABEL])
+    assert load_images(ImageConfig(f"npz:{path}"))[0].classes == ("1", "2", "3")
+    np.savez(path, x=PIXELS, y=np.array(["01", "02", "A"])[LABEL])
+    assert load_images(ImageConfig(f"npz:{path}"))[0].classes == ("01", "02", "A")
 
 
 def test_files_that_are_no_npz_are_named(tmp_path, monkeypatch):
@@ -352,7 +377,7 @@ def test_csv_with_paths(tmp_path):
     train, test = load_images(ImageConfig(f"csv:{path}", skip_broken=True))
     assert len(train) + len(test) == 28
     assert "2 broken images skipped" in train.notes[0]
-    assert f"pictures/5.png ({path}, line 7) (No such file or directory)" in train.notes[0]
+    assert f"pictures/5.png ({path}, line 7): No such file or directory" in train.notes[0]
     gone = [r for n, r in enumerate(zip(PIXELS, LABEL, strict=True)) if n not in (4, 5)]
     assert both(f"csv:{path}", skip_broken=True) == sorted((i.tobytes(), int(t)) for i, t in gone)
 
@@ -407,7 +432,34 @@ def test_bad_tables_are_named_with_the_line(tmp_path, text, message):
     assert str(path) in found
 
 
+def test_broken_lines_can_be_skipped(tmp_path):
+    path = tmp_path / "set.csv"
+    rows = [[t, *i.ravel()] for i, t in zip(PIXELS, LABEL, strict=True)]
+    rows[3] = rows[3][:-1]
+    rows[5][2] = "x"
+    rows[7][2] = 999
+    rows[9][0] = 50
+    rows[11][4] = ""
+    write_csv(path, ["label", *range(16)], rows)
+    train, test = load_images(ImageConfig(f"csv:{path}", skip_broken=True))
+    dropped, lines, examples = train.notes
+    assert dropped == "1 row with missing values dropped"
+    assert lines.startswith(
+        f"2 broken images skipped: {path}, line 5: 16 fields, but the header has 17; {path}, line 7: not"
+    )
+    assert examples.startswith(f"2 broken images skipped: {path}, line 9: pixels from ")
+    assert f"{path}, line 11: label 50 is out of range" in examples
+    assert test.notes == ()
+    kept = [row for n, row in enumerate(zip(PIXELS, LABEL, strict=True)) if n not in (3, 5, 7, 9, 11)]
+    assert both(f"csv:{path}", skip_broken=True) == sorted((i.tobytes(), int(t)) for i, t in kept)
+
+
+def test_arrays_too_large_to_resize_in_memory_are_named(monkeypatch):
+    monkeypatch.setattr("zoo.data.pixels.MOST_BYTES", 1797 * 16 * 16 - 1)
+    assert "1797 images of 16x16 would take 0.0 GiB of memory; lower --data.size" in error("digits", size=16)
+
+
 def test_a_table_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "set.csv").write_bytes(b"label,image\n\xff\xfe,1 2 3 4\n")
     assert f"{tmp_path}/set.csv is not UTF-8" in error(f"csv:{tmp_path}/set.csv")
-    assert "cannot read" in error(f"csv:{tmp_path}")
+    assert error(f"csv:{tmp_path}") == f"cannot read {tmp_path}: Is a directory"

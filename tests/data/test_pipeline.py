@@ -2,6 +2,7 @@
 
 import itertools
 import pathlib
+import queue
 import subprocess
 import sys
 import threading
@@ -171,25 +172,35 @@ def test_stream_raises_at_the_step_that_failed():
     assert not _data_threads()
 
 
-@pytest.mark.parametrize("taken", [0, 1, 4])
-def test_closing_a_stream_ends_its_thread(taken):
-    ahead = threading.Semaphore(0)
+@pytest.mark.parametrize(("taken", "depth"), [(1, 2), (4, 2), (3, 1), (2, 5)])
+def test_a_stream_runs_ahead_by_its_depth_and_ends_when_closed(monkeypatch, taken, depth):
     placed = []
+    standstills = queue.SimpleQueue()
 
-    def place(batches, step):
-        placed.append(step)
-        ahead.release()
-        return step
+    class Room(threading.Semaphore):
+        """Tells how many batches there are when the thread finds no room and waits."""
 
-    stream = MAKERS["shuffled"]().stream(0, 10**9, place, depth=2)
-    for step in range(taken):
-        assert next(stream) == step
-    for _ in range(taken + 2 if taken else 0):  # the thread has now run ahead and waits for room
-        ahead.acquire()
+        def acquire(self):
+            if not super().acquire(blocking=False):
+                standstills.put(len(placed))
+                super().acquire()
+
+    monkeypatch.setattr(pipeline.threading, "Semaphore", Room)
+    stream = MAKERS["shuffled"]().stream(0, 10**9, lambda b, step: placed.append(step) or step, depth)
+    assert [next(stream) for _ in range(taken)] == list(range(taken))
+    most = 0
+    while most < taken + depth:
+        most = standstills.get(timeout=60)
+    assert most == taken + depth
     stream.close()
     assert not _data_threads()
-    # The consumer frees a slot when it takes a batch, so `depth` more may have been started.
-    assert placed == list(range(taken + 2 if taken else 0))
+    assert placed == list(range(taken + depth))
+
+
+def test_a_stream_that_is_never_read_starts_nothing():
+    stream = MAKERS["shuffled"]().stream(0, 10, lambda b, step: pytest.fail("nobody asked"))
+    stream.close()
+    assert not _data_threads()
 
 
 def test_mistakes_are_named():

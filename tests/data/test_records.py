@@ -51,23 +51,23 @@ def prepare(place, name, splits, shape=(None, None, 3), label=None):
     return place
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_tensorflow():
+    before = "tensorflow" in sys.modules
+    yield
+    assert ("tensorflow" in sys.modules) == before
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("prepared")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "tensorflow", None)  # an import of TensorFlow would fail
-        rows = [(image, n % 3) for n, image in enumerate(PIXELS)]
-        prepare(place, "Pair", {"train": rows[:30], "test": rows[30:]})
-        prepare(place, "Single", {"train": rows})
-        damaged = [*rows[:5], (b"no image at all", 1), *rows[6:20], (png(PIXELS[0][:5]).getvalue(), 2)]
-        prepare(place, "Damaged", {"train": damaged, "test": rows[30:]})
-        prepare(place, "Counted", {"train": rows}, label=tfds.features.Scalar(np.int64))
+    rows = [(image, n % 3) for n, image in enumerate(PIXELS)]
+    prepare(place, "Pair", {"train": rows[:30], "test": rows[30:]})
+    prepare(place, "Single", {"train": rows})
+    damaged = [*rows[:5], (b"no image at all", 1), *rows[6:20], (png(PIXELS[0][:5]).getvalue(), 2)]
+    prepare(place, "Damaged", {"train": damaged, "test": rows[30:]})
+    prepare(place, "Counted", {"train": rows}, label=tfds.features.Scalar(np.int64))
     return place
-
-
-@pytest.fixture(autouse=True)
-def no_tensorflow(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
 
 
 def load(place, name, **kw):
@@ -152,6 +152,23 @@ def test_labels_without_names_need_a_count(place):
         train[np.arange(len(train))]
 
 
+def test_a_test_split_without_labels_gives_way_to_validation(tmp_path):
+    rows = [(image, n % 3) for n, image in enumerate(PIXELS)]
+    hidden = [(image, -1) for image in PIXELS[:4]]
+    prepare(tmp_path, "Contest", {"train": rows[:30], "validation": rows[30:], "test": hidden})
+    _, test = load(tmp_path, "contest")
+    assert pairs(test[np.arange(10)]) == sorted(EXPECTED[30:])
+
+
+def test_a_set_of_nothing_but_broken_records_is_an_error(tmp_path):
+    prepare(tmp_path, "Junk", {"train": [(b"no image", 0)] * 4})
+    assert "cannot use record 0 of junk: it is not a PNG or JPEG image" in error(tmp_path, "junk")
+    assert "none of the 4 records of junk is an image" in error(tmp_path, "junk", skip_broken=True)
+    prepare(tmp_path, "Strays", {"train": [(PIXELS[0], 2)] * 10}, label=tfds.features.Scalar(np.int64))
+    text = error(tmp_path, "strays", skip_broken=True, classes=2)
+    assert "records of strays can be used; the first: label 2 is out of range of the 2 classes" in text
+
+
 def test_what_is_not_prepared_says_how_to_prepare_it(place, tmp_path):
     text = error(tmp_path, "mnist")
     assert f"mnist is not prepared in {tmp_path}; to prepare it" in text
@@ -172,11 +189,21 @@ def test_damaged_preparations_are_named(place, tmp_path):
     assert "cannot read" in error(tmp_path, "garbled")
     (copy("bare") / "features.json").unlink()
     assert f"cannot read the prepared data in {tmp_path}/bare/1.0.0" in error(tmp_path, "bare")
-    short = copy("short") / "dataset_info.json"
-    splits = json.loads(short.read_text())
-    splits["splits"][0]["shardLengths"] = ["29"]
-    short.write_text(json.dumps(splits))
-    assert "should have 29; prepare it again" in error(tmp_path, "short")
+    for count in (29, 31):  # lost or invented records
+        info = copy(f"short{count}") / "dataset_info.json"
+        text = json.loads(info.read_text())
+        next(split for split in text["splits"] if split["name"] == "train")["shardLengths"] = [str(count)]
+        info.write_text(json.dumps(text))
+        assert f"split train holds 30 records, but should hold {count}; prepare" in error(tmp_path, f"short{count}")
+    shard = next(copy("cut").glob("*train.array_record*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    assert "split train holds 0 records, but should hold 30; prepare" in error(tmp_path, "cut")
+    shard.write_bytes(b"")
+    assert "prepare it again" in error(tmp_path, "cut")
+    shard.write_bytes(whole[:200] + bytes(3000) + whole[3200:])
+    with pytest.raises(ZooError, match=r"cannot read records of cut: .*prepare the data again"):
+        load(tmp_path, "cut")
 
 
 def test_the_newest_version_is_read_and_configurations_are_told_apart(place, tmp_path):

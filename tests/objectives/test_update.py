@@ -18,7 +18,13 @@ def loss(params, stats, batch, key):
 
 def state_of(tx):
     params = {"w": jnp.array([0.5, -1.0, 2.0])}
-    return {"step": jnp.int32(0), "params": params, "stats": {"calls": jnp.int32(0)}, "opt": tx.init(params), "ema": params}
+    return {
+        "step": jnp.int32(0),
+        "params": params,
+        "stats": {"calls": jnp.int32(0)},
+        "opt": tx.init(params),
+        "ema": params,
+    }
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3, 6])

@@ -92,7 +92,10 @@ def test_all_damaged(tmp_path):
 def test_mismatch_lists_every_difference(tmp_path):
     _, abstract = saved(tmp_path / "c", [1])
     other = dict(abstract)
-    other["params"] = {"a": {"kernel": jax.ShapeDtypeStruct((8, 5), jnp.float32)}, "new": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    other["params"] = {
+        "a": {"kernel": jax.ShapeDtypeStruct((8, 5), jnp.float32)},
+        "new": jax.ShapeDtypeStruct((2,), jnp.float32),
+    }
     with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(ZooError) as error:
         checkpoints.restore(other)
     message = str(error.value)

@@ -13,7 +13,13 @@ CUBE = MeshConfig(2, 2, 2)
 
 @pytest.mark.parametrize(
     ("sizes", "shape"),
-    [((-1, 1, 1), (8, 1, 1)), ((1, -1, 1), (1, 8, 1)), ((2, 2, -1), (2, 2, 2)), ((1, 1, 1), (1, 1, 1)), ((4, 1, 1), (4, 1, 1))],
+    [
+        ((-1, 1, 1), (8, 1, 1)),
+        ((1, -1, 1), (1, 8, 1)),
+        ((2, 2, -1), (2, 2, 2)),
+        ((1, 1, 1), (1, 1, 1)),
+        ((4, 1, 1), (4, 1, 1)),
+    ],
 )
 def test_sizes(sizes, shape):
     mesh = make_mesh(MeshConfig(*sizes))
@@ -48,7 +54,10 @@ def test_without_a_rule_the_largest_divisible_dimension_goes_to_fsdp():
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 def test_optimizer_state_and_average_lie_like_their_parameters(name):
     mesh = make_mesh(CUBE)
-    init = lambda key: ({"a": {"kernel": jax.random.normal(key, (4, 6))}, "b": jax.numpy.ones(4)}, {"n": jax.numpy.ones(4)})
+    init = lambda key: (
+        {"a": {"kernel": jax.random.normal(key, (4, 6))}, "b": jax.numpy.ones(4)},
+        {"n": jax.numpy.ones(4)},
+    )
     tx = make_optimizer(OptimConfig(name=name), 10)
     state = abstract_state(make_init(init, tx, 0, ema=True), (("kernel", P("fsdp", "tensor")), ("b", P("data"))), mesh)
     specs = {name: leaf.sharding.spec for name, leaf in named_leaves(state).items()}

@@ -97,7 +97,7 @@ def train(config, run):
         batches=kind(config, odd_at=config.odd_at),
         mesh=mesh,
         evaluate=make_evaluate(metrics, Noise(dataclasses.replace(config, seed=99), length=3), mesh),
-        pictures=lambda state: np.full((4, 6, 3), int(state["step"]), np.uint8),
+        pictures=lambda state: np.full((4, 6, 3), int(state["step"]) % 256, np.uint8),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zoo.data.pixels import MOST_BYTES, Found, Part, as_images, content_keys, fit_all, number, skipped
+from zoo.data.pixels import MOST_BYTES, Found, Part, as_images, content_keys, fit_all, number, one_line, settle
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -49,8 +49,10 @@ def read_npz(path: pathlib.Path, config: "ImageConfig") -> Found:
             }
     except ZooError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise ZooError(f"cannot read {path} as npz: {error}; write it with numpy.savez, without objects") from None
+    except Exception as error:  # NumPy and zipfile raise many types for what is malformed
+        raise ZooError(
+            f"cannot read {path} as npz: {one_line(error)}; write it with numpy.savez, without objects"
+        ) from None
 
     def part(name: str) -> Raw:
         images, labels = arrays[name]
@@ -75,17 +77,16 @@ def part_of(
     classes: tuple[str, ...] | None = None,
 ) -> tuple[Part, tuple[str, ...], tuple[str, ...]]:
     """One part from arrays: the examples, their class names (or those given), and notes on what was skipped."""
-    images, broken = as_images(pixels, where)
-    if broken and not config.skip_broken:
-        first = min(broken)
-        raise ZooError(f"{where(first)}: {broken[first]}; mend it or pass --data.skip-broken")
-    keep = np.setdiff1d(np.arange(len(images)), list(broken))
-    if not len(keep):
+    images, broken_images = as_images(pixels, where)
+    label, classes, broken_labels = number(labels, where, config.classes, classes)
+    broken = broken_labels | broken_images
+    notes = settle(broken, where, config.skip_broken)
+    if len(broken) == len(images):
         raise ZooError(f"none of {len(images)} images can be used; the first, {where(0)}: {broken[0]}")
-    label, classes = number(labels[keep], lambda i: where(int(keep[i])), config.classes, classes)
-    images = images[keep] if broken else images
-    part = Part(fit_all(images, config.channels, config.size), label, content_keys(images))
-    return part, classes, skipped(broken, where)
+    if broken:
+        keep = np.setdiff1d(np.arange(len(images)), list(broken))
+        images, label = images[keep], label[keep]
+    return Part(fit_all(images, config.channels, config.size), label, content_keys(images)), classes, notes
 
 
 def _found(train: Raw, test: Raw | None, config: "ImageConfig") -> Found:

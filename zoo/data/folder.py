@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zoo.data.pixels import (
-    MOST_BYTES,
     Broken,
     Found,
     Part,
+    check_memory,
     content_key,
     decode,
     is_gray,
     open_image,
-    skipped,
+    settle,
     upright_shape,
 )
 from zoo.errors import ZooError
@@ -33,19 +33,22 @@ def read(path: pathlib.Path, config: "ImageConfig") -> Found:
         raise ZooError(f"{path} is a file; images: takes a folder that holds one folder per class")
     tests = [path / name for name in TEST_NAMES if (path / "train").is_dir() and (path / name).is_dir()]
     root = path / "train" if tests and _folders(path / "train") else path
-    classes = _folders(root)
-    train, test = _list(root, classes), []
+    train, notes = _list(root, config.skip_broken)
+    classes = tuple(train)
+    test: dict[str, list[pathlib.Path]] = {}
     if root != path:
-        for name in _folders(tests[0]):
+        test, test_notes = _list(tests[0], config.skip_broken)
+        notes += test_notes
+        for name in test:
             if name not in classes:
                 raise ZooError(f"{tests[0] / name} is a class that {root} does not have")
-        test = _list(tests[0], _folders(tests[0]))
-    files = train + test
-    images, keys, kept, notes = read_files(files, config, [str(file) for file in files])
+    files = [file for part in (train, test) for name in part for file in part[name]]
+    images, keys, kept, skipped = read_files(files, config, [str(file) for file in files])
     part = Part(images, np.array([classes.index(file.parent.name) for file in files], np.int32)[kept], keys)
     if not test:
-        return Found(part, None, classes, notes)
-    return Found(part[kept < len(train)], part[kept >= len(train)], classes, notes)
+        return Found(part, None, classes, notes + skipped)
+    is_train = kept < sum(len(listed) for listed in train.values())
+    return Found(part[is_train], part[~is_train], classes, notes + skipped)
 
 
 def read_files(
@@ -58,9 +61,8 @@ def read_files(
     broken: dict[int, str] = {}
 
     def give_up(i: int, error: Broken) -> None:
-        if not config.skip_broken:
-            raise ZooError(f"cannot use image {names[i]}: {error}; mend it or pass --data.skip-broken") from None
         broken[i] = str(error)
+        settle({i: broken[i]}, names.__getitem__, config.skip_broken)
 
     # Headers first: they settle the shape of all, and how much memory it takes, before a pixel is decoded.
     shapes: dict[tuple[int, int], str] = {}
@@ -83,11 +85,7 @@ def read_files(
     gray = gray if config.channels == "auto" else config.channels == "gray"
     height, width = (config.size, config.size) if config.size else next(iter(shapes))
     shape = (len(files) - len(broken), height, width, 1 if gray else 3)
-    if np.prod(shape, dtype=np.int64) > MOST_BYTES:
-        raise ZooError(
-            f"{shape[0]} images of {width}x{height} would take {np.prod(shape, dtype=np.int64) / 2**30:.1f} GiB of "
-            "memory; lower --data.size, or prepare them as array_record and read them with tfds:NAME@DIR"
-        )
+    check_memory(*shape)
     images = np.zeros(shape, np.uint8)
     keys: list[int] = []
     kept: list[int] = []
@@ -103,24 +101,26 @@ def read_files(
             give_up(i, error)
     if not kept:
         raise ZooError(f"none of {len(files)} images can be read; the first, {names[0]}: {broken[0]}")
-    return images[: len(kept)], np.array(keys, np.uint64), np.array(kept, np.int64), skipped(broken, names.__getitem__)
+    notes = settle(broken, names.__getitem__, config.skip_broken)
+    return images[: len(kept)], np.array(keys, np.uint64), np.array(kept, np.int64), notes
 
 
 def _folders(path: pathlib.Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
 
 
-def _list(path: pathlib.Path, classes: Sequence[str]) -> list[pathlib.Path]:
-    """The image files of all class folders, in a fixed order."""
-    if not classes:
-        raise ZooError(f"{path} holds no class folder; images lie in {path}/CLASS/*.png|jpg|jpeg")
-    found = []
-    for name in classes:
-        files = sorted(file for file in (path / name).iterdir() if _is_image_name(file))
-        if not files:
-            raise ZooError(f"class folder {path / name} holds no {', '.join(SUFFIXES)} file; fill or remove it")
-        found += files
-    return found
+def _list(path: pathlib.Path, skip_empty: bool) -> tuple[dict[str, list[pathlib.Path]], tuple[str, ...]]:
+    """The image files of each class folder, in a fixed order, and a note about empty ones."""
+    found = {name: sorted(filter(_is_image_name, (path / name).iterdir())) for name in _folders(path)}
+    empty = [str(path / name) for name, files in found.items() if not files]
+    if empty and not skip_empty:
+        raise ZooError(
+            f"class folder {empty[0]} holds no {', '.join(SUFFIXES)} file; fill or remove it or pass --data.skip-broken"
+        )
+    if len(found) == len(empty):
+        raise ZooError(f"{path} holds no class folder with images; they lie in {path}/CLASS/*.png|jpg|jpeg")
+    notes = (f"{len(empty)} empty class folder{'s' * (len(empty) > 1)} skipped: {'; '.join(empty)}",) if empty else ()
+    return {name: files for name, files in found.items() if files}, notes
 
 
 def _is_image_name(file: pathlib.Path) -> bool:

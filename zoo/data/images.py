@@ -52,7 +52,7 @@ class ImageSource(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of the reading, such as how many rows were dropped."""
+        """What a person should know of the reading, such as how many rows were dropped; not the same on both parts."""
 
     def __len__(self) -> int: ...
 
@@ -102,7 +102,10 @@ def load_images(config: ImageConfig) -> tuple[ImageSource, ImageSource]:
         path = pathlib.Path(rest).expanduser()
         if not path.exists():
             raise ZooError(f"there is no {path}; {kind}: takes a path, relative to {pathlib.Path.cwd()}")
-        name, found = path.stem, _READERS[kind](path, config)
+        try:
+            name, found = path.stem, _READERS[kind](path, config)
+        except OSError as error:
+            raise ZooError(f"cannot read {error.filename or path}: {error.strerror}") from None
     else:
         known = ("digits", "idx:FOLDER", "images:FOLDER", "csv:FILE", "npz:FILE", "tfds:NAME[@DIR]")
         raise unknown("image source", config.source, known)
@@ -117,7 +120,7 @@ def load_images(config: ImageConfig) -> tuple[ImageSource, ImageSource]:
         raise ZooError(f"{name}: class {found.classes[unseen[0]]!r} is in the test part but not in the training part")
     return (
         Images(train.image, train.label, found.classes, name, found.notes),
-        Images(test.image, test.label, found.classes, name, found.notes),
+        Images(test.image, test.label, found.classes, name),
     )
 
 

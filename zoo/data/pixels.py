@@ -1,9 +1,9 @@
 """From untrusted files and arrays to uint8 pixels and class numbers, or one clear reason why not."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
-import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -19,6 +19,9 @@ MOST_BYTES = 4 << 30  # of decoded images to hold in memory
 
 class Broken(Exception):
     """Why an image cannot be used; the reader adds which one."""
+
+    def __init__(self, reason: str, cause: Exception | None = None):
+        super().__init__(f"{reason} ({one_line(cause)})" if cause else reason)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,31 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def settle(broken: dict[int, str], where: Callable[[int], str], skip_broken: bool) -> tuple[str, ...]:
+    """The note that counts and lists what is left out, if anything; without `skip_broken`, an error about the first."""
+    if not broken:
+        return ()
+    if not skip_broken:
+        first = min(broken)
+        raise ZooError(f"cannot use {where(first)}: {broken[first]}; mend it or pass --data.skip-broken")
+    listed = "; ".join(f"{where(i)}: {reason}" for i, reason in sorted(broken.items()))
+    return (f"{len(broken)} broken image{'s' * (len(broken) > 1)} skipped: {listed}",)
+
+
+def check_memory(count: int, height: int, width: int, channels: int) -> None:
+    """Raises ZooError where so many decoded images would take more than `MOST_BYTES`."""
+    size = count * height * width * channels
+    if size > MOST_BYTES:
+        raise ZooError(
+            f"{count} images of {width}x{height} would take {size / 2**30:.1f} GiB of memory; lower --data.size, "
+            "or prepare them as array_record and read them with tfds:NAME@DIR"
+        )
+
+
 def open_image(data: bytes) -> Image.Image:
     """A PNG or JPEG file, header read and pixels not. Raises Broken for all else and for decompression bombs.
 
@@ -61,11 +89,11 @@ def open_image(data: bytes) -> Image.Image:
     except Broken:
         raise
     except Exception as error:  # Pillow raises many types for what is malformed
-        raise Broken(f"its header is damaged ({error})") from None
+        raise Broken("its header is damaged", error) from None
     limit = Image.MAX_IMAGE_PIXELS
     if limit and image.width * image.height > limit:
         raise Broken(
-            f"{image.width}x{image.height} pixels are more than Pillow's limit of {limit}, a decompression bomb?"
+            f"{image.width}x{image.height} pixels are more than Pillow's limit of {limit}: a decompression bomb"
         )
     return image
 
@@ -81,7 +109,8 @@ def decode(data: bytes, gray: bool, size: int | None) -> np.ndarray:
     """
     image = open_image(data)
     try:
-        image = ImageOps.exif_transpose(image)
+        if _has_orientation(image):
+            image = ImageOps.exif_transpose(image)
         if image.mode == "I" or image.mode.startswith("I;16"):
             # Pillow's own conversion clips at 255.
             image = Image.fromarray((np.asarray(image, np.uint32) // 257).clip(0, 255).astype(np.uint8))
@@ -90,17 +119,22 @@ def decode(data: bytes, gray: bool, size: int | None) -> np.ndarray:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = fit(image.convert("L" if gray else "RGB"), size)
     except Exception as error:  # as above
-        raise Broken(f"it cannot be decoded ({error})") from None
+        raise Broken("it cannot be decoded", error) from None
     return np.array(image).reshape(image.height, image.width, -1)
 
 
 def upright_shape(image: Image.Image) -> tuple[int, int]:
     """Height and width that `decode` will find, from the header alone."""
     try:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        turned = _has_orientation(image) and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except Exception as error:
-        raise Broken(f"its header is damaged ({error})") from None
+        raise Broken("its header is damaged", error) from None
     return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _has_orientation(image: Image.Image) -> bool:
+    # Pillow would decode a whole PNG in search of what it may hold behind the pixels.
+    return "exif" in image.info
 
 
 def fit(image: Image.Image, size: int | None) -> Image.Image:
@@ -115,9 +149,13 @@ def fit_all(images: np.ndarray, channels: Channels, size: int | None) -> np.ndar
     gray = images.shape[-1] == 1 if channels == "auto" else channels == "gray"
     if gray == (images.shape[-1] == 1) and (size is None or images.shape[1:3] == (size, size)):
         return images
-    modes = [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
-    fitted = np.stack([np.asarray(fit(image.convert("L" if gray else "RGB"), size)) for image in modes])
-    return fitted[..., None] if gray else fitted
+    height, width = (size, size) if size else images.shape[1:3]
+    check_memory(len(images), height, width, 1 if gray else 3)
+    fitted = np.zeros((len(images), height, width, 1 if gray else 3), np.uint8)
+    for i, image in enumerate(images):
+        pillow = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("L" if gray else "RGB")
+        fitted[i] = np.asarray(fit(pillow, size)).reshape(fitted.shape[1:])
+    return fitted
 
 
 def as_images(pixels: np.ndarray, where: Callable[[int], str]) -> tuple[np.ndarray, dict[int, str]]:
@@ -151,7 +189,7 @@ def as_images(pixels: np.ndarray, where: Callable[[int], str]) -> tuple[np.ndarr
         if not finite[i]:
             broken[int(i)] = "NaN or infinite pixels"
         elif low[i] < 0 or high[i] > 255:
-            broken[int(i)] = f"pixels from {low[i]:g} to {high[i]:g}, outside 0..255"
+            broken[int(i)] = f"pixels from {low[i]:g} to {high[i]:g}, outside [0, 1] and 0..255"
         else:
             broken[int(i)] = "pixels that are neither whole numbers of 0..255 nor within [0, 1]"
     pixels = np.where(np.isin(np.arange(len(flat)), list(broken))[:, None, None, None], 0, pixels)
@@ -178,21 +216,13 @@ def content_keys(images: np.ndarray) -> np.ndarray:
     return np.array([content_key(image) for image in images], np.uint64)
 
 
-def skipped(broken: dict[int, str], where: Callable[[int], str]) -> tuple[str, ...]:
-    """The note that counts and lists what `skip_broken` left out, if anything."""
-    if not broken:
-        return ()
-    listed = "; ".join(f"{where(i)} ({reason})" for i, reason in sorted(broken.items()))
-    return (f"{len(broken)} broken image{'s' * (len(broken) > 1)} skipped: {listed}",)
-
-
 def number(
     labels: np.ndarray, where: Callable[[int], str], count: int | None = None, classes: tuple[str, ...] | None = None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels as int32 [N] class numbers, and the class names.
+) -> tuple[np.ndarray, tuple[str, ...], dict[int, str]]:
+    """Labels as int32 [N] class numbers, the class names, and the reason for each index whose label is none (0 there).
 
     Names (strings) are numbered in sorted order. Numbers must be whole and, so that a stray one is
-    noticed, cover 0..K-1 or 1..K without a gap; with `count` they may be any of 0..count-1. A test
+    noticed, count up from 0 or 1 without a gap; with `count` they may be any of 0..count-1. A test
     part passes the `classes` of its training part. `where(i)` names label i in errors.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -202,36 +232,32 @@ def number(
             f"{where(0)}: labels of type {labels.dtype} and shape {list(labels.shape)}; "
             "they must be one whole number or one name per image"
         )
-    if labels.dtype.kind == "f":
-        whole = labels == np.floor(np.where(np.isfinite(labels), labels, np.nan))
-        if not whole.all():
-            i = int(np.argmin(whole))
-            raise ZooError(f"{where(i)}: label {labels[i]} is not a whole number")
-    names = [str(label) if labels.dtype.kind == "U" else str(int(label)) for label in labels.tolist()]
-    if classes is None:
-        classes = _classes(names, where, count)
+    if labels.dtype.kind == "U" and (classes is None or all(name.isdecimal() for name in classes)):
+        with contextlib.suppress(ValueError):  # then they are names
+            labels = labels.astype(np.float64)  # as a table with gaps writes "3.0" for 3
+    broken: dict[int, str] = {}
+    names: list[str] = []
+    for i, label in enumerate(labels.tolist()):
+        if isinstance(label, float) and not label.is_integer():
+            broken[i] = f"label {label} is not a whole number"
+        names.append(label if isinstance(label, str) else "" if i in broken else str(int(label)))
+    rule = "the classes are "
+    if classes is None and count is not None and labels.dtype.kind != "U":
+        classes = tuple(str(i) for i in range(count))
+    elif classes is None and labels.dtype.kind != "U":
+        values = {int(name) for i, name in enumerate(names) if i not in broken}
+        last = first = 0 if 0 in values else 1
+        while last in values:
+            last += 1
+        classes = tuple(str(i) for i in range(first, last))
+        rule = (
+            "numbers count up from 0 or 1 without a gap, unless --data.classes says how many there are; here they are "
+        )
+    elif classes is None:
+        classes = tuple(sorted(set(names)))
     index = {name: i for i, name in enumerate(classes)}
+    few = ", ".join(classes if len(classes) <= 12 else (*classes[:10], "...", classes[-1])) or "none"
     for i, name in enumerate(names):
         if name not in index:
-            raise ZooError(f"{where(i)}: label {name} is out of range; the {len(classes)} classes are {_few(classes)}")
-    return np.array([index[name] for name in names], np.int32), classes
-
-
-def _classes(names: list[str], where: Callable[[int], str], count: int | None) -> tuple[str, ...]:
-    if not all(re.fullmatch(r"-?\d+", name) for name in names):
-        return tuple(sorted(set(names)))
-    if count is not None:
-        return tuple(str(i) for i in range(count))
-    values = sorted({int(name) for name in names})
-    first = 1 if values[0] == 1 else 0
-    for expected, value in enumerate(values, first):
-        if value != expected:
-            raise ZooError(
-                f"{where(names.index(str(value)))}: label {value} is out of range, as no label is {expected}; classes "
-                "count up from 0 or 1 without a gap, unless --data.classes says how many there are"
-            )
-    return tuple(str(value) for value in values)
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names if len(names) <= 12 else (*names[:10], "...", names[-1]))
+            broken.setdefault(i, f"label {name} is out of range: {rule}{few}")
+    return np.array([index.get(name, 0) for name in names], np.int32), classes, broken

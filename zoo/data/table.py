@@ -9,7 +9,7 @@ import numpy as np
 
 from zoo.data import folder
 from zoo.data.arrays import part_of
-from zoo.data.pixels import Found, Part, number
+from zoo.data.pixels import Broken, Found, Part, number, settle
 from zoo.errors import ZooError, unknown
 
 if TYPE_CHECKING:
@@ -39,45 +39,52 @@ def read(path: pathlib.Path, config: "ImageConfig") -> Found:
     labels: list[str] = []
     files: list[pathlib.Path] = []
     pixels: list[np.ndarray] = []
+    broken: dict[int, str] = {}  # by line
     dropped = 0
     for line, row in rows:
-        if len(row) != len(header):
-            raise ZooError(f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}")
-        label, image = row[label_at].strip(), [row[i].strip() for i in image_at]
-        if label in MISSING or not MISSING.isdisjoint(image):
-            dropped += 1
-            continue
-        if by_column and (files or not (pixels or _are_numbers(image[0]))):
-            files.append(path.parent / image[0])
-        else:
-            pixels.append(_pixels(image[0].split() if by_column else image, f"{path}, line {line}", config))
-            if len(pixels[-1]) != len(pixels[0]):
-                raise ZooError(
-                    f"{path}, line {line}: {len(pixels[-1])} pixels, but line {lines[0]} has {len(pixels[0])}"
-                )
-        lines.append(line)
-        labels.append(label)
+        try:
+            if len(row) != len(header):
+                raise Broken(f"{len(row)} fields, but the header has {len(header)}")
+            label, image = row[label_at].strip(), [row[i] for i in image_at]
+            if label in MISSING or not MISSING.isdisjoint(image):
+                dropped += 1
+                continue
+            if by_column and (files or not (pixels or _are_numbers(image[0]))):
+                files.append(path.parent / image[0])
+            else:
+                values = _pixels(image[0].split() if by_column else image, config)
+                if pixels and len(values) != len(pixels[0]):
+                    raise Broken(f"{len(values)} pixels, but line {lines[0]} has {len(pixels[0])}")
+                pixels.append(values)
+            lines.append(line)
+            labels.append(label)
+        except Broken as error:
+            broken[line] = str(error)
+            settle({line: broken[line]}, lambda line: f"{path}, line {line}", config.skip_broken)
     if not lines:
         raise ZooError(f"{path} has no row with an image and a label ({dropped} with missing values)")
 
-    notes = (f"{dropped} row{'s' * (dropped > 1)} with missing values dropped",) if dropped else ()
-    label_array = _numbers_or_names(labels)
-    if files:
-        image_array, keys, kept, skipped = folder.read_files(
-            files, config, [f"{file} ({path}, line {line})" for file, line in zip(files, lines, strict=True)]
-        )
-        number_array, classes = number(label_array[kept], lambda i: f"{path}, line {lines[kept[i]]}", config.classes)
-        part = Part(image_array, number_array, keys)
-    else:
-        part, classes, skipped = part_of(np.stack(pixels), label_array, lambda i: f"{path}, line {lines[i]}", config)
-    return Found(part, None, classes, notes + skipped)
+    def where(i: int) -> str:
+        return f"{path}, line {lines[i]}"
+
+    notes: tuple[str, ...] = (f"{dropped} row{'s' * (dropped > 1)} with missing values dropped",) if dropped else ()
+    notes += settle(broken, lambda line: f"{path}, line {line}", config.skip_broken)
+    if pixels:
+        part, classes, skipped = part_of(np.stack(pixels), np.array(labels), where, config)
+        return Found(part, None, classes, notes + skipped)
+    label_array, classes, broken_labels = number(np.array(labels), where, config.classes)
+    notes += settle(broken_labels, where, config.skip_broken)
+    good = np.setdiff1d(np.arange(len(files)), list(broken_labels))
+    names = [f"{files[i]} ({path}, line {lines[i]})" for i in good]
+    images, keys, kept, skipped = folder.read_files([files[i] for i in good], config, names)
+    return Found(Part(images, label_array[good][kept], keys), None, classes, notes + skipped)
 
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of every row that is not blank."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, skipinitialspace=True)
             while True:
                 try:
                     row = next(reader)
@@ -89,8 +96,6 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
                     yield reader.line_num, row
     except UnicodeDecodeError as error:
         raise ZooError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    except OSError as error:
-        raise ZooError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _are_numbers(text: str) -> bool:
@@ -101,19 +106,11 @@ def _are_numbers(text: str) -> bool:
         return False
 
 
-def _pixels(values: list[str], where: str, config: "ImageConfig") -> np.ndarray:
+def _pixels(values: list[str], config: "ImageConfig") -> np.ndarray:
     try:
         return np.array(values, np.float32)
     except ValueError as error:
-        raise ZooError(
-            f"{where}: not a pixel: {error}; if a column holds image paths, name it by --data.image-column "
+        raise Broken(
+            f"not a pixel: {error}; if a column holds image paths, name it by --data.image-column "
             f"(now {config.image_column!r})"
         ) from None
-
-
-def _numbers_or_names(labels: list[str]) -> np.ndarray:
-    """Floats where every label is a number ("3.0" is how tables with gaps write 3), else names."""
-    try:
-        return np.array(labels, np.float64)
-    except ValueError:
-        return np.array(labels)

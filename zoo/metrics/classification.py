@@ -33,7 +33,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Any:
 
 
 def prediction_sheet(
-    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str], most: int = 48
+    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str], most: int = 24
 ) -> Any:
     """A matplotlib figure of up to `most` images uint8 [N, H, W, C] with what was predicted.
 
@@ -46,8 +46,10 @@ def prediction_sheet(
     order = np.argsort(predictions == labels, kind="stable")[:most]
     columns = 12
     rows = -(-len(order) // columns)
-    figure = Figure(figsize=(columns * 0.95, rows * 1.2 + 0.4), layout="constrained")
-    grid = np.atleast_2d(figure.subplots(rows, columns, squeeze=False))
+    height = rows * 1.25 + 0.4  # inches; a computed layout of so many axes would take seconds
+    figure = Figure(figsize=(columns * 0.95, height))
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.1 / height, top=1 - 0.75 / height, wspace=0.08, hspace=0.5)
+    grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for axes, index in zip(grid.flat, order, strict=False):
@@ -62,5 +64,5 @@ def prediction_sheet(
             for spine in axes.spines.values():
                 spine.set(color="crimson", linewidth=2.5)
     wrong = int((predictions != labels).sum())
-    figure.suptitle(f"{len(labels) - wrong} of {len(labels)} right; wrong ones first", fontsize=10)
+    figure.suptitle(f"{len(labels) - wrong} of {len(labels)} right; wrong ones first", fontsize=10, y=1 - 0.12 / height)
     return figure

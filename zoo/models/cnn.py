@@ -286,6 +286,7 @@ def _imagenet(blocks: tuple[int, ...], bottleneck: bool) -> ResNetConfig:
 
 VARIANTS: dict[str, CNNConfig | ResNetConfig] = {
     "cnn-basic": CNNConfig(),
+    "resnet8": _cifar(8),
     "resnet20": _cifar(20),
     "resnet56": _cifar(56),
     "resnet18": _imagenet((2, 2, 2, 2), bottleneck=False),

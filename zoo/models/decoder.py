@@ -6,7 +6,7 @@ key/value head (h = g r), k head size, f hidden size of the MLP, v vocabulary, l
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError, unknown
-from zoo.models.layers import constrain, dropout, remat, resolve_dtype
+from zoo.models.layers import DTYPES, REMAT, constrain, dropout, remat, resolve_dtype
 
 Params = dict[str, jax.Array]
 Features = dict[str, jax.Array]
@@ -184,8 +184,8 @@ class Decoder(nnx.Module):
             x_btd, out = jax.lax.scan(layer, x_btd, inputs)
         else:
             outs = []
-            for i in range(c.layers):
-                x_btd, out = layer(x_btd, jax.tree.map(lambda a, i=i: a[i], inputs))
+            for layer_inputs in unstack(inputs, c.layers):
+                x_btd, out = layer(x_btd, layer_inputs)
                 outs.append(out)
             out = jax.tree.map(lambda *parts: jnp.stack(parts), *outs)
         bias = self.final_norm_bias[...] if hasattr(self, "final_norm_bias") else None
@@ -236,17 +236,23 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """Scaled dot-product attention where `mask_ts` is true; the softmax is float32.
 
-    Query head h reads key/value head h // (H / G). Returns the mixed values [B, H, T, K] and the weights
-    [B, H, T, S]. Heads come before time: on CPU that is faster.
+    Query head h reads key/value head h // (H / G). Returns the mixed values [B, H, T, K] and the weights,
+    float32 [B, H, T, S]. Heads come before time: on CPU that is faster.
     """
     b, h, t, k = q_bhtk.shape
     g, s = k_bgsk.shape[1:3]
-    q_bgrtk = (q_bhtk * k**-0.5).reshape(b, g, h // g, t, k)
-    scores = jnp.einsum("bgrtk,bgsk->bgrts", q_bgrtk, k_bgsk, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask_ts[None, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_bgsk.dtype)
-    o_bgrtk = jnp.einsum("bgrts,bgsk->bgrtk", dropout(weights, dropout_rate, key), v_bgsk)
-    return o_bgrtk.reshape(b, h, t, k), weights.reshape(b, h, t, s)
+    # The query heads of one key/value head are so many more rows of one matrix product.
+    q_bgtk = (q_bhtk * k**-0.5).reshape(b, g, h // g * t, k)
+    scores_bgts = jnp.einsum("bgtk,bgsk->bgts", q_bgtk, k_bgsk, preferred_element_type=jnp.float32)
+    mask_ts = jnp.tile(mask_ts, (h // g, 1))
+    scores_bgts = jnp.where(mask_ts[None, None], scores_bgts, jnp.finfo(jnp.float32).min)
+    highest = jax.lax.stop_gradient(jnp.max(scores_bgts, axis=-1, keepdims=True))
+    e_bgts = jnp.exp(scores_bgts - highest)
+    total = jnp.sum(e_bgts, axis=-1, keepdims=True)
+    dropped_bgts = dropout(e_bgts.astype(v_bgsk.dtype), dropout_rate, key)
+    # Dividing here and not before is one pass less over the scores.
+    o_bgtk = jnp.einsum("bgts,bgsk->bgtk", dropped_bgts, v_bgsk, preferred_element_type=jnp.float32) / total
+    return o_bgtk.reshape(b, h, t, k).astype(v_bgsk.dtype), (e_bgts / total).reshape(b, h, t, s)
 
 
 def project(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -258,6 +264,14 @@ def project(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | No
     names = equation.split("->")[0].split(",")[1]
     shape = [size if name in names else 1 for name, size in zip(target, y.shape, strict=True)]
     return y + bias.astype(x.dtype).reshape(shape)
+
+
+def unstack(tree: Any, layers: int) -> list[Any]:
+    """The trees of single layers that are stacked in `tree`."""
+    leaves, treedef = jax.tree.flatten(tree)
+    # The gradient of one split is one concatenation; that of many slices is a sum of as many padded arrays.
+    parts = [jax.lax.split(leaf, (1,) * layers) for leaf in leaves]
+    return [treedef.unflatten([part[i][0] for part in parts]) for i in range(layers)]
 
 
 def normalise(c: DecoderConfig, x_btd: jax.Array, scale_d: jax.Array, bias_d: jax.Array | None) -> jax.Array:
@@ -292,11 +306,9 @@ def rotate(x_bhtk: jax.Array, positions_t: jax.Array, theta: float) -> jax.Array
     k = x_bhtk.shape[-1]
     frequencies = theta ** (-jnp.arange(0, k, 2, dtype=jnp.float32) / k)
     angles = positions_t.astype(jnp.float32)[:, None] * frequencies[None]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    # (a, b) -> (a cos - b sin, b cos + a sin), with the halves swapped by one roll and the sign in the table.
-    x = x_bhtk.astype(jnp.float32)
-    x = x * jnp.tile(cos, 2)[None, None] + jnp.roll(x, k // 2, axis=-1) * jnp.concatenate([-sin, sin], -1)[None, None]
-    return x.astype(x_bhtk.dtype)
+    cos, sin = jnp.cos(angles)[None, None], jnp.sin(angles)[None, None]
+    a, b = jnp.split(x_bhtk.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_bhtk.dtype)
 
 
 def sizes(c: DecoderConfig) -> tuple[int, int, int]:
@@ -306,6 +318,8 @@ def sizes(c: DecoderConfig) -> tuple[int, int, int]:
 
 def check_config(c: DecoderConfig) -> None:
     """Raises ZooError for a config that makes no network."""
+    if min(c.vocab_size, c.context, c.layers, c.d_model, c.heads) < 1 or not 0 <= c.dropout < 1:
+        raise ZooError("vocab_size, context, layers, d_model and heads must be at least 1, and dropout in [0, 1)")
     k, g, _ = sizes(c)
     for kind, known in (
         ("positions", ("learned", "sinusoidal", "rotary")),
@@ -313,6 +327,8 @@ def check_config(c: DecoderConfig) -> None:
         ("activation", tuple(ACTIVATIONS)),
         ("residual_init", ("scaled", "zero")),
         ("loop", ("scan", "unroll")),
+        ("remat", tuple(REMAT)),
+        ("dtype", ("auto", *DTYPES)),
     ):
         if getattr(c, kind) not in known:
             raise unknown(kind, getattr(c, kind), known)
@@ -326,18 +342,27 @@ def check_config(c: DecoderConfig) -> None:
         raise ZooError(f"sinusoidal positions come in pairs, and d_model {c.d_model} is odd; make it even")
 
 
-_MODERN = DecoderConfig(
-    positions="rotary", norm="rms", activation="relu2", bias=False, qk_norm=True, residual_init="zero"
-)
-
 VARIANTS: dict[str, DecoderConfig] = {
     "gpt2": DecoderConfig(),
     "gpt2-medium": DecoderConfig(layers=24, d_model=1024, heads=16),
     "gpt2-large": DecoderConfig(layers=36, d_model=1280, heads=20),
     "gpt2-xl": DecoderConfig(layers=48, d_model=1600, heads=25),
-    "gpt-nano": DecoderConfig(vocab_size=256, context=64, layers=4, d_model=128, heads=4),
-    "gpt-mini": DecoderConfig(vocab_size=256, context=256, layers=6, d_model=384, heads=6),
-    "gpt-modern": replace(_MODERN, vocab_size=256, context=64, layers=4, d_model=128, heads=4),
+    "gpt-nano": DecoderConfig(vocab_size=256, context=64, layers=4, d_model=128, heads=4, loop="unroll"),
+    "gpt-mini": DecoderConfig(vocab_size=256, context=256, layers=6, d_model=384, heads=6, loop="unroll"),
+    "gpt-modern": DecoderConfig(
+        vocab_size=256,
+        context=64,
+        layers=4,
+        d_model=128,
+        heads=4,
+        positions="rotary",
+        norm="rms",
+        activation="relu2",
+        bias=False,
+        qk_norm=True,
+        residual_init="zero",
+        loop="unroll",
+    ),
 }
 
 BATCH = P(("data", "fsdp"), None, None)

@@ -16,7 +16,7 @@ Tree = dict[str, Any]
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
     """Returns (graphdef, params, stats) of a module, the latter two as pure dicts."""
-    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
+    graphdef, params, stats = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]  # by filters
     return graphdef, _string_keys(nnx.to_pure_dict(params)), _string_keys(nnx.to_pure_dict(stats))
 
 
@@ -37,7 +37,8 @@ def abstract(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Tre
 
 def initial(build: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> tuple[Tree, Tree]:
     """(params, stats) of a new module, for tracing: what `train.fit` asks of a recipe."""
-    return split(build(nnx.Rngs(key)))[1:]
+    _, params, stats = split(build(nnx.Rngs(key)))
+    return params, stats
 
 
 def count(params: Tree) -> int:

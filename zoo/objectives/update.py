@@ -13,12 +13,12 @@ State = dict[str, Any]
 class Aux(NamedTuple):
     """What a loss hands out besides its sum over the examples (or tokens)."""
 
-    count: jax.Array
-    """Examples or tokens that the sum is over; float32 scalar."""
+    examples: jax.Array
+    """Number of examples or tokens that the sum is over; float32 scalar."""
     stats: Any
     """New value of the state's `stats`."""
     metrics: dict[str, jax.Array]
-    """Further sums over the same examples; reported divided by `count`."""
+    """Further sums over the same examples; reported divided by their number."""
 
 
 Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Aux]]
@@ -41,7 +41,7 @@ def gradient_update(
 
     def gradients(params: Any, stats: Any, batch: Any, key: jax.Array) -> Any:
         (total, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, stats, batch, key)
-        return grads, aux.stats, {"loss": total, "count": aux.count, **aux.metrics}
+        return grads, aux.stats, {"loss": total, "examples": aux.examples, **aux.metrics}
 
     def accumulated(params: Any, stats: Any, batch: Any, key: jax.Array) -> Any:
         def body(carry: Any, part: Any) -> Any:
@@ -60,17 +60,16 @@ def gradient_update(
     def update(state: State, batch: Any, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         compute = gradients if accumulate == 1 else accumulated
         grads, stats, sums = compute(state["params"], state["stats"], batch, key)
-        count = sums.pop("count")
-        grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
+        examples = sums.pop("examples")
+        grads = jax.tree.map(lambda g: g / examples.astype(g.dtype), grads)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer step counts
             updates, opt = tx.update(grads, state["opt"], state["params"])
+            rate = {} if schedule is None else {"lr": jnp.asarray(schedule(state["step"]), jnp.float32)}
         params = optax.apply_updates(state["params"], updates)
         new = {"step": state["step"] + 1, "params": params, "stats": stats, "opt": opt}
         if ema:
             new["ema"] = jax.tree.map(lambda old, now: old * ema + now * (1 - ema), state["ema"], params)
-        metrics = {key: value / count for key, value in sums.items()} | {"grad_norm": optax.tree.norm(grads)}
-        if schedule is not None:
-            metrics["lr"] = jnp.asarray(schedule(state["step"]), jnp.float32)
-        return new, metrics
+        means = {key: value / examples for key, value in sums.items()}
+        return new, means | {"grad_norm": optax.tree.norm(grads)} | rate
 
     return update

@@ -93,7 +93,11 @@ class Checkpoints:
         found = {name: tuple(leaf.shape) for name, leaf in named_leaves(self.manager.item_metadata(step).tree).items()}
         wanted = {name: tuple(leaf.shape) for name, leaf in named_leaves(abstract).items()}
         found, wanted = ({_plain(name): shape for name, shape in tree.items()} for tree in (found, wanted))
-        problems = [f"  {name}: {found[name]} saved, {wanted[name]} wanted" for name in found if name in wanted and found[name] != wanted[name]]
+        problems = [
+            f"  {name}: {found[name]} saved, {wanted[name]} wanted"
+            for name in found
+            if name in wanted and found[name] != wanted[name]
+        ]
         problems += [f"  {name}: only in the checkpoint" for name in found if name not in wanted]
         problems += [f"  {name}: not in the checkpoint" for name in wanted if name not in found]
         if problems:

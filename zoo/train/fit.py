@@ -60,133 +60,184 @@ def fit(
     Raises ZooError for what a user can mend, and SystemExit(0) when told to stop before the end.
     """
     check_batch(config.batch, config.accumulate, mesh)
-    window = _profile_window(config)
+    _profile_window(config)
     run.check()
-    clock, seconds = time.monotonic(), defaultdict[str, float](float)
-    report = Reporter(config.steps, config.batch)
-
-    def place(source: Any, step: int) -> Any:
-        return place_batch(source, step, mesh)
-
+    make = make_init(init, tx, config.seed, bool(config.ema))
     with jax.set_mesh(mesh), _stop_signals() as stop:
-        # Compile
-        report.phase("compiling")
-        make = make_init(init, tx, config.seed, bool(config.ema))
+        loop = _Loop(config, run, batches, mesh, stop, evaluate or (lambda _: {}), pictures, best)
         abstract = abstract_state(make, rules, mesh)
-        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), place(batches, 0))
-        with _cache_events() as events, _timed(seconds, "compile"):
-            traced = make_step(update, config.seed, abstract, mesh).trace(abstract, example)
-            flops = count_flops(traced.jaxpr)
-            step_fn = traced.lower().compile()
-        report.say(f"compiled the step in {seconds['compile']:.1f} s (cache {_cache_verdict(events)}), {flops / 1e9:.3g} GFLOP")
+        step_fn = loop.compile(make_step(update, config.seed, abstract, mesh), abstract)
+        with Checkpoints(run.folder / "checkpoints", config.keep) as loop.checkpoints:
+            state = loop.checkpoints.restore(abstract, loop.report.say)
+            state = loop.train(step_fn, create_state(make, abstract) if state is None else state)
+            return Fitted(state, loop.result())
 
-        # Start, or continue
-        with Checkpoints(run.folder / "checkpoints", config.keep) as checkpoints:
-            state = checkpoints.restore(abstract, report.say)
-            start = int(state["step"]) if state else 0
-            state = state or create_state(make, abstract)
-            run.create(start)
-            if start:
-                report.say(f"continuing {run.folder} at step {start}")
 
-            # Train
-            report.phase("training", start)
-            pending: tuple[int, dict[str, jax.Array]] | None = None
-            stream = batches.stream(start, config.steps, place)
-            best_yet, saved, trained_from = run.best(best), start, time.monotonic()
+class _Loop:
+    """The parts of `fit` that share what has been measured so far."""
 
-            def settle() -> None:
-                """Reads the metrics of the step before this one."""
-                nonlocal pending
-                if pending is None:
-                    return
-                step, values = pending[0], {key: float(value) for key, value in jax.device_get(pending[1]).items()}
-                pending = None
-                if not all(math.isfinite(value) for value in values.values()):
-                    checkpoints.wait()
-                    kept = f"the checkpoint of step {checkpoints.steps()[-1]} is kept" if checkpoints.steps() else "no checkpoint yet"
+    checkpoints: Checkpoints
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        batches: Any,
+        mesh: Mesh,
+        stop: "_Stop",
+        evaluate: Callable[[State], dict[str, float]],
+        pictures: Callable[[State], Any] | None,
+        best: str,
+    ):
+        self.config, self.run, self.batches, self.mesh, self.stop = config, run, batches, mesh, stop
+        self.evaluate, self.pictures, self.best = evaluate, pictures, best
+        self.report = Reporter(config.steps, config.batch)
+        self.begun, self.seconds = time.monotonic(), defaultdict[str, float](float)
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+
+    def place(self, batches: Any, step: int) -> Any:
+        return place_batch(batches, step, self.mesh)
+
+    def compile(self, step: Any, abstract: State) -> Any:
+        """The step for one shape of state and batch; its time, cache verdict and FLOPs are told."""
+        self.report.phase("compiling")
+        first = self.place(self.batches, 0)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), first)
+        with _cache_events() as events, self.timed("compile"):
+            traced = step.trace(abstract, shapes)
+            self.flops = count_flops(traced.jaxpr)
+            compiled = traced.lower().compile()
+        cache = "off" if not events else "miss" if "misses" in events else "hit"
+        seconds, gflops = self.seconds["compile"], self.flops / 1e9
+        self.report.say(f"compiled the step in {seconds:.1f} s (cache {cache}), {gflops:.3g} GFLOP")
+        return compiled
+
+    def train(self, step_fn: Any, state: State) -> State:
+        """Runs the steps that are left."""
+        config, window = self.config, _profile_window(self.config)
+        self.start = int(state["step"])
+        self.run.create(self.start)
+        self.lowest = self.run.best(self.best)
+        if self.start:
+            self.report.say(f"continuing {self.run.folder} at step {self.start}")
+        self.report.phase("training", self.start)
+        stream = self.batches.stream(self.start, config.steps, self.place)
+        begun = time.monotonic()
+        try:
+            for step in range(self.start, config.steps):
+                if window and step == window[0]:
+                    jax.profiler.start_trace(str(self.run.folder / "profile"))
+                with self.timed("data"):
+                    batch = next(stream)
+                try:
+                    state, metrics = step_fn(state, batch)
+                except TypeError as error:  # a compiled step takes one shape only: there is no silent recompilation
                     raise ZooError(
-                        f"{', '.join(f'{key} {value}' for key, value in values.items() if not math.isfinite(value))}"
-                        f" at step {step}; {kept} in {run.folder}; try a lower --optim.lr or --optim.clip 1 in another --run"
-                    )
-                if step % config.log_every == 0 or step == config.steps:
-                    run.log(step, values)
-                    run.flush()
-                report.step(step, values)
-
-            try:
-                for step in range(start, config.steps):
-                    if window and step == window[0]:
-                        jax.profiler.start_trace(str(run.folder / "profile"))
-                    with _timed(seconds, "data"):
-                        batch = next(stream)
-                    try:
-                        state, metrics = step_fn(state, batch)
-                    except TypeError as error:  # the compiled step takes one shape only
-                        raise ZooError(f"the batch of step {step} has another shape or dtype than the first: {error}") from error
-                    settle()
-                    done, pending = step + 1, (step + 1, metrics)
-                    if window and done == window[1]:
-                        jax.block_until_ready(state)
-                        jax.profiler.stop_trace()
-                    last = done == config.steps
-                    score = None
-                    if last or done % config.eval_every == 0:
-                        settle()
-                        with _timed(seconds, "evaluate"):
-                            scores = evaluate(state) if evaluate else {}
-                            if scores:
-                                run.log(done, scores)
-                                run.flush()
-                                report.say(f"step {done}: " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-                            if pictures:
-                                run.write_image(f"samples/step_{done:06d}.png", pictures(state))
-                            run.plot()
-                        score = scores.get(best)
-                    improved = score is not None and score < best_yet
-                    best_yet = min(best_yet, math.inf if score is None else score)
-                    reason = "" if last else stop.reason(done, clock, config.max_minutes)
-                    if last or improved or reason or done % config.save_every == 0:
-                        settle()
-                        with _timed(seconds, "checkpoint"):
-                            checkpoints.save(done, state, score)
-                        saved = done
-                    if reason:
-                        with _timed(seconds, "checkpoint"):
-                            checkpoints.wait()
-                        report.close()
-                        report.say(f"stopped by {reason} at step {done}, saved in {run.folder}; the same command continues")
-                        raise SystemExit(0)
-            finally:
-                stream.close()
-                report.close()
+                        f"the batch of step {step} has another shape or dtype than the first: {error}"
+                    ) from error
+                self.settle()
+                self.pending = step + 1, metrics
+                if window and step + 1 == window[1]:
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+                self.after(step + 1, state)
             jax.block_until_ready(state)
-            train_seconds = time.monotonic() - trained_from
-            with _timed(seconds, "checkpoint"):
-                checkpoints.wait()
+        finally:
+            stream.close()
+            self.report.close()
+            others = sum(self.seconds[name] for name in ("data", "evaluate", "checkpoint"))
+            self.seconds["train"] = time.monotonic() - begun - others
+        with self.timed("checkpoint"):
+            self.checkpoints.wait()
+        return state
 
-    rows = [row for row in run.rows if row["step"] == saved]
-    steps_run = config.steps - start
-    busy = train_seconds - seconds["evaluate"] - seconds["data"] - seconds["checkpoint"]
-    rate = steps_run / busy if steps_run else 0.0
-    result = {
-        "step": saved,
-        "metrics": {key: value for row in rows for key, value in row.items() if key != "step"},
-        "seconds": {"train": busy, **seconds, "total": time.monotonic() - clock},
-        "steps_per_second": rate,
-        "examples_per_second": rate * config.batch,
-        "gflops_per_second": rate * flops / 1e9,
-        "device": f"{mesh.devices.flat[0].device_kind} × {mesh.size}",
-        "mesh": dict(mesh.shape),
-        "continued_from": start,
-    }
-    peak = peak_flops(mesh.devices.flat[0])
-    speed = f"{result['examples_per_second']:,.0f} examples/s, {result['gflops_per_second']:.3g} GFLOP/s"
-    if peak:
-        result["mfu"] = rate * flops / (peak * mesh.size)
-        speed += f", MFU {result['mfu']:.1%}"
-    report.say(f"step {saved} of {config.steps} done: {speed}" if steps_run else f"{run.folder} was finished at step {saved}")
-    return Fitted(state, result)
+    def after(self, done: int, state: State) -> None:
+        """Evaluates, saves and stops, where it is time to. Raises SystemExit(0) when told to stop."""
+        last, score = done == self.config.steps, None
+        if last or done % self.config.eval_every == 0:
+            self.settle()
+            with self.timed("evaluate"):
+                score = self.look(done, state)
+        improved = score is not None and score < self.lowest
+        self.lowest = min(self.lowest, math.inf if score is None else score)
+        reason = "" if last else self.stop.reason(done, self.begun, self.config.max_minutes)
+        if last or improved or reason or done % self.config.save_every == 0:
+            self.settle()
+            with self.timed("checkpoint"):
+                self.checkpoints.save(done, state, score)
+        if reason:
+            self.checkpoints.wait()
+            self.report.close()
+            self.report.say(
+                f"stopped by {reason} at step {done}, saved in {self.run.folder}; the same command continues"
+            )
+            raise SystemExit(0)
+
+    def look(self, done: int, state: State) -> float | None:
+        """Evaluates, draws and tells; returns the score by which the best checkpoint is kept."""
+        scores = self.evaluate(state)
+        if scores:
+            self.run.log(done, scores)
+            self.run.flush()
+            self.report.say(f"step {done}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        if self.pictures:
+            self.run.write_image(f"samples/step_{done:06d}.png", self.pictures(state))
+        self.run.plot()
+        return scores.get(self.best)
+
+    def settle(self) -> None:
+        """Reads the metrics of the step before, which the device has done by now. Raises ZooError for NaN."""
+        if self.pending is None:
+            return
+        step, values = self.pending[0], {name: float(x) for name, x in jax.device_get(self.pending[1]).items()}
+        self.pending = None
+        bad = ", ".join(f"{name} {value}" for name, value in values.items() if not math.isfinite(value))
+        if bad:
+            self.checkpoints.wait()
+            steps = self.checkpoints.steps()
+            kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
+            raise ZooError(
+                f"{bad} at step {step}; {kept} in {self.run.folder};"
+                " try a lower --optim.lr, or --optim.clip 1, in another --run folder"
+            )
+        if step % self.config.log_every == 0 or step == self.config.steps:
+            self.run.log(step, values)
+            self.run.flush()
+        self.report.step(step, values)
+
+    def result(self) -> dict[str, Any]:
+        """What result.json holds, and a line that says how fast it was."""
+        steps, device = self.config.steps - self.start, self.mesh.devices.flat[0]
+        last = [row for row in self.run.rows if row["step"] == self.config.steps]
+        rate = steps / self.seconds["train"] if steps else 0.0
+        result = {
+            "step": self.config.steps,
+            "metrics": {name: value for row in last for name, value in row.items() if name != "step"},
+            "seconds": self.seconds | {"total": time.monotonic() - self.begun},
+            "steps_per_second": rate,
+            "examples_per_second": rate * self.config.batch,
+            "gflops_per_second": rate * self.flops / 1e9,
+            "device": f"{self.mesh.size} × {device.device_kind}",
+            "mesh": dict(self.mesh.shape),
+            "continued_from": self.start,
+        }
+        peak = peak_flops(device)
+        if peak:
+            result["mfu"] = rate * self.flops / (peak * self.mesh.size)
+        if not steps:
+            self.report.say(f"{self.run.folder} was finished at step {self.start}")
+        else:
+            speed = f"{result['examples_per_second']:,.0f} examples/s, {result['gflops_per_second']:.3g} GFLOP/s"
+            self.report.say(f"trained {steps} steps: {speed}" + (f", MFU {result['mfu']:.1%}" if peak else ""))
+        return result
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - start
 
 
 class _Stop:
@@ -232,33 +283,18 @@ def _stop_signals() -> Iterator[_Stop]:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.monotonic()
-    try:
-        yield
-    finally:
-        seconds[name] += time.monotonic() - start
-
-
-@contextmanager
 def _cache_events() -> Iterator[list[str]]:
     """The events of the persistent compile cache while the block runs."""
     events: list[str] = []
     listening = True
 
-    def listen(name: str, **_: Any) -> None:
-        if listening and name.startswith("/jax/compilation_cache/cache_"):
-            events.append(name.rsplit("_", 1)[-1])
+    def listen(event: str, **_: Any) -> None:
+        if listening and event.startswith("/jax/compilation_cache/cache_"):
+            events.append(event.rsplit("_", 1)[-1])
 
     jax.monitoring.register_event_listener(listen)
     yield events
     listening = False
-
-
-def _cache_verdict(events: list[str]) -> str:
-    if not jax.config.jax_compilation_cache_dir:
-        return "off"
-    return "hit" if "hits" in events and "misses" not in events else "miss"
 
 
 def _profile_window(config: TrainConfig) -> tuple[int, int] | None:
@@ -269,5 +305,7 @@ def _profile_window(config: TrainConfig) -> tuple[int, int] | None:
     except ValueError:
         first, last = 0, 0
     if not 0 <= first < last <= config.steps:
-        raise ZooError(f"--profile {config.profile} should be START:STOP with 0 <= START < STOP <= --steps {config.steps}")
+        raise ZooError(
+            f"--profile {config.profile} should be START:STOP with 0 <= START < STOP <= --steps {config.steps}"
+        )
     return first, last

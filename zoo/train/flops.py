@@ -59,7 +59,9 @@ def _equation_flops(equation: Any) -> int:
         return params["length"] * count_flops(params["jaxpr"])
     if name == "cond":
         return max(count_flops(branch) for branch in params["branches"])
-    return sum(count_flops(inner) for inner in jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr) if _is_jaxpr(inner))
+    return sum(
+        count_flops(inner) for inner in jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr) if _is_jaxpr(inner)
+    )
 
 
 def _is_jaxpr(value: Any) -> bool:

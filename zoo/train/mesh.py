@@ -120,20 +120,21 @@ def place_batch(batches: Any, step: int, mesh: Mesh) -> dict[str, jax.Array]:
     """The global batch of a step on the mesh. `batches.rows(step, slice)` is asked once, for the rows of the
     `batches.batch` that this process holds."""
     size, sharding = batches.batch, NamedSharding(mesh, BATCH)
-    spans = [index[0].indices(size)[:2] for index in sharding.addressable_devices_indices_map((size,)).values()]
+    indices = sharding.addressable_devices_indices_map((size,)).values()
+    spans = [index[0].indices(size)[:2] for index in indices if index is not None]
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     local = batches.rows(step, slice(first, last))
     if (first, last) == (0, size) and jax.process_count() == 1:
         return jax.device_put(local, sharding)
 
-    def part(value: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-        start, stop, _ = index[0].indices(size)
-        return value[start - first : stop - first]
+    def spread(value: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            return value[start - first : stop - first]
 
-    return {
-        key: jax.make_array_from_callback((size, *value.shape[1:]), sharding, lambda index, value=value: part(value, index))
-        for key, value in local.items()
-    }
+        return jax.make_array_from_callback((size, *value.shape[1:]), sharding, part)
+
+    return {key: spread(value) for key, value in local.items()}
 
 
 def _tuple(axis: Any) -> tuple[str, ...]:

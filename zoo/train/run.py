@@ -32,6 +32,11 @@ class Run:
         self.rows: list[dict[str, Any]] = []
         self._written = 0
 
+    def say(self, text: str) -> None:
+        """Prints a line, once however many processes there are."""
+        if self.lead:
+            print(text)
+
     def check(self) -> None:
         """Raises ZooError when the folder holds a run of another config, with the differences. Writes nothing."""
         path = self.folder / "config.json"
@@ -50,7 +55,9 @@ class Run:
         missing = object()
         changed = [key for key in keys if old.get(key, missing) != new.get(key, missing)]
         if changed:
-            lines = "\n".join(f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} here" for key in changed)
+            lines = "\n".join(
+                f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} here" for key in changed
+            )
             raise ZooError(
                 f"{self.folder} holds a run of another config:\n{lines}\n"
                 "use the same flags to continue it, or another --run folder to start anew"
@@ -115,7 +122,13 @@ class Run:
         for key in ("loss", "eval_loss"):
             points = [(row["step"], row[key]) for row in self.rows if row.get(key) is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), label=key, marker="o" if key != "loss" else "", markersize=3, linewidth=1.2)
+                axes.plot(
+                    *zip(*points, strict=True),
+                    label=key,
+                    marker="o" if key != "loss" else "",
+                    markersize=3,
+                    linewidth=1.2,
+                )
         axes.set(xlabel="step", ylabel="loss (nats)", title=self.folder.name)
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -139,17 +152,20 @@ class Run:
         self.write_image("strip.png", np.asarray(sheet))
 
     def finish(self, result: dict[str, Any], next_commands: Sequence[str] = ()) -> None:
-        """Writes result.json and the README.md card, and says what lies where and what to try next."""
-        self.plot()
-        self.strip()
-        self.write("result.json", json.dumps(result, indent=2) + "\n")
-        self.write("README.md", self._card(result))
-        if self.lead:
-            print(f"\n{self.folder}/")
-            for path in sorted(self.folder.iterdir(), key=lambda p: p.name):
-                print(f"  {path.name}{'/' if path.is_dir() else ''}")
-            for command in next_commands:
-                print(f"next: {command}")
+        """Writes result.json and the README.md card, and says what lies where and what to try next.
+
+        A run that had finished before keeps its result, which tells of the training itself.
+        """
+        if result["continued_from"] < result["step"] or not (self.folder / "result.json").exists():
+            self.plot()
+            self.strip()
+            self.write("result.json", json.dumps(result, indent=2) + "\n")
+            self.write("README.md", self._card(result))
+        self.say(f"\n{self.folder}/")
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name):
+            self.say(f"  {path.name}{'/' if path.is_dir() else ''}")
+        for command in next_commands:
+            self.say(f"next: {command}")
 
     def _read_rows(self) -> list[dict[str, Any]]:
         path = self.folder / "metrics.jsonl"
@@ -164,7 +180,9 @@ class Run:
     def _card(self, result: dict[str, Any]) -> str:
         versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax", "optax", "numpy"))
         metrics = "\n".join(f"| {key} | {value:.6g} |" for key, value in result["metrics"].items())
-        pictures = "\n".join(f"![{name}]({name})" for name in ("loss.png", "strip.png") if (self.folder / name).exists())
+        pictures = "\n".join(
+            f"![{name}]({name})" for name in ("loss.png", "strip.png") if (self.folder / name).exists()
+        )
         return (
             f"# {self.folder.name}\n\n```\n{self.command}\n```\n\n"
             f"| metric | value |\n|---|---|\n{metrics}\n\n"
@@ -178,7 +196,9 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """A nested dict with dotted keys."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else key).items()}
+    return {
+        k: v for key, value in tree.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else key).items()
+    }
 
 
 def _number(value: Any) -> float | int | None:

@@ -92,7 +92,9 @@ def make_evaluate(metrics: Callable[[Any, Any, Any], dict[str, jax.Array]], batc
     return evaluate
 
 
-def make_predict(outputs: Callable[[Any, Any, Any], jax.Array], batches: Any, mesh: Mesh) -> Callable[[State], np.ndarray]:
+def make_predict(
+    outputs: Callable[[Any, Any, Any], jax.Array], batches: Any, mesh: Mesh
+) -> Callable[[State], np.ndarray]:
     """What the model says of each of the `batches.examples`, in order: `predict(state) -> [N, ...]`."""
     apply = over_batches(outputs, batches, mesh)
     return lambda state: np.concatenate(apply(state))[: batches.examples]

@@ -14,12 +14,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from zoo.data.text import Codec, codec_from_json
 from zoo.errors import ZooError, unknown
 from zoo.models import functional
-from zoo.weights.registry import MODELS, build, variants
+from zoo.weights.registry import MODELS, abstract, variants
 
 
-def save(model: nnx.Module, folder: str | os.PathLike[str]) -> None:
+def save(model: Any, folder: str | os.PathLike[str]) -> None:
     """Writes a model to a folder (local or gs://): every parameter and statistic, and the config that builds it."""
     target = epath.Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ def load(source: str | os.PathLike[str]) -> nnx.Module:
         tensors = load_tensors(weights.read_bytes())
     except (SafetensorError, OSError, ValueError) as error:
         raise ZooError(f"{weights} cannot be read ({error}); save the model again") from error
-    graphdef, params, stats = functional.abstract(lambda rngs: build(config, rngs))
+    graphdef, params, stats = abstract(config)
     wanted = _flatten({"params": params, "stats": stats})
     problems = [f"  {name}: not in the file" for name in wanted if name not in tensors]
     problems += [f"  {name}: not in the model" for name in tensors if name not in wanted]
@@ -79,6 +80,15 @@ def load_config(folder: epath.Path) -> Any:
         raise ZooError(f"{path} does not fit {kind}: {error}; it was written by another version") from error
 
 
+def load_codec(source: str | os.PathLike[str]) -> Codec:
+    """The text codec of a saved decoder: `codec.json` beside its weights."""
+    path = _find(source) / "codec.json"
+    try:
+        return codec_from_json(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise ZooError(f"{path} is not a text codec ({error}); only runs of experiments/gpt.py have one") from error
+
+
 def _find(source: str | os.PathLike[str]) -> epath.Path:
     path = epath.Path(source)
     if path.name == "model.safetensors":
@@ -87,7 +97,9 @@ def _find(source: str | os.PathLike[str]) -> epath.Path:
         if (folder / "model.safetensors").exists():
             return folder
     if (path / "checkpoints").exists():
-        raise ZooError(f"{path} is a run that has not finished: it has checkpoints but no model/; run its command again")
+        raise ZooError(
+            f"{path} is a run that has not finished: it has checkpoints but no model/; run its command again"
+        )
     if Path(source).exists():
         raise ZooError(f"{path} has no model.safetensors; give a run folder, or a folder that zoo.save wrote")
     if str(source) in variants():

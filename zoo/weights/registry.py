@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 
 from zoo.errors import ZooError, unknown
-from zoo.models import cnn, decoder
+from zoo.models import cnn, decoder, functional
 
 FAMILIES = {"cnn": cnn, "decoder": decoder}
 MODELS = {
@@ -50,6 +50,11 @@ def build(config: Any, rngs: nnx.Rngs) -> nnx.Module:
         if type(config) is kind:
             return model(config, rngs=rngs)
     raise ZooError(f"{type(config).__name__} is not the config of a model; those are {', '.join(MODELS)}")
+
+
+def abstract(config: Any) -> tuple[nnx.GraphDef, functional.Tree, functional.Tree]:
+    """(graphdef, params, stats) of the model of a config, with shapes in place of arrays."""
+    return functional.abstract(lambda rngs: build(config, rngs))
 
 
 def create(name: str, *, seed: int = 0, **overrides: Any) -> nnx.Module:

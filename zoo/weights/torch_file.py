@@ -87,7 +87,9 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             f"{path} {error}; nothing of it was run: save its state_dict alone, or as safetensors"
         ) from error
     except (ValueError, TypeError, LookupError, EOFError, RecursionError, OverflowError, zipfile.BadZipFile) as error:
-        raise ZooError(f"{path} is not a PyTorch file, or is damaged: {error}; get it again") from error
+        raise ZooError(
+            f"{path} is not a PyTorch file, or is damaged ({type(error).__name__}: {error}); get it again"
+        ) from error
 
 
 class _Refused(Exception):
@@ -119,10 +121,10 @@ def _read_legacy(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
         raise ValueError("it starts with neither a zip archive nor the magic number of torch.save")
     version, system = _interpret(file)[0], _interpret(file)[0]
     if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise _Refused(f"was written in format {version} by a system {system}, which is not supported")
+        raise _Refused("has another format version, or was written on a big-endian machine: neither is supported")
     content, storages = _interpret(file)
     keys = _interpret(file)[0]
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+    if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or sorted(keys) != sorted(storages):
         raise ValueError("the list of storages is not that of its tensors")
     buffers = {}
     for key in keys:
@@ -192,10 +194,10 @@ def _interpret(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
                 top(list).extend(values)
             case "SETITEM":
                 values = pop(2)
-                top(dict)[values[0]] = values[1]
+                _fill(top(dict), [values])
             case "SETITEMS":
                 values = since_mark()
-                top(dict).update(zip(values[::2], values[1::2], strict=True))
+                _fill(top(dict), zip(values[::2], values[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT":
                 memo[arg] = stack[-1]
             case "MEMOIZE":
@@ -215,7 +217,7 @@ def _interpret(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
             case "REDUCE":
                 function, args = pop(2)
                 if not isinstance(function, Global) or function.name not in CALLS:
-                    raise _Refused(f"calls {function}, which is no function")
+                    raise _Refused(f"calls a {type(function).__name__}")
                 stack.append(CALLS[function.name](*args))
             case "BUILD":  # attributes of a dict, such as the versions of its modules
                 pop(1)
@@ -226,15 +228,12 @@ def _interpret(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
 
 
 def _storage(kind: Any, storage_type: Any, key: Any, location: Any, size: Any, view: Any = None) -> Storage:
-    if (
-        kind != "storage"
-        or not isinstance(storage_type, Global)
-        or storage_type.name not in STORAGES
-        or view is not None
-    ):
-        raise _Refused(f"names a storage of a kind {kind!r}, {storage_type!r}, {view!r}, which is not supported")
+    if not isinstance(storage_type, Global) or storage_type.name not in STORAGES:
+        raise _Refused("names a storage of no known type")
+    if kind != "storage" or not isinstance(key, str) or view is not None:
+        raise _Refused("names a storage in a way that torch.save no longer does")
     _natural(size)
-    return Storage(str(key), STORAGES[storage_type.name], size)
+    return Storage(key, STORAGES[storage_type.name], size)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
@@ -258,7 +257,7 @@ def _parameter(data: Any, requires_grad: Any = None, hooks: Any = None) -> Any:
 
 
 def _ordered_dict(pairs: Iterable[Any] = ()) -> dict[Any, Any]:
-    return dict(pairs)
+    return _fill({}, pairs)
 
 
 CALLS: dict[str, Callable[..., Any]] = {
@@ -269,9 +268,18 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _fill(target: dict[Any, Any], pairs: Iterable[Any]) -> dict[Any, Any]:
+    for key, value in pairs:
+        # Other keys can be built so that hashing or printing one takes for ever.
+        if not isinstance(key, str | int | float):
+            raise _Refused(f"has a dict with a key that is a {type(key).__name__}")
+        target[key] = value
+    return target
+
+
 def _natural(*values: Any) -> None:
     if any(type(value) is not int or not 0 <= value < 2**63 for value in values):
-        raise ValueError(f"sizes must be natural numbers, not {values}")
+        raise ValueError("a size, an offset or a stride is no natural number")
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
