@@ -30,9 +30,19 @@ def build(config):
     return lambda rngs: (CNN if isinstance(config, CNNConfig) else ResNet)(config, rngs)
 
 
-def initial(config):
-    graphdef = abstract(build(config))[0]
-    return graphdef, *jax.jit(lambda: split(build(config)(nnx.Rngs(0)))[1:])()
+def noisy(config):
+    """A graphdef, parameters away from the zeros and ones of a new model, and its statistics."""
+    graphdef, shapes, stats = abstract(build(config))
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        noise = rng.standard_normal(leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5
+        return jnp.asarray(0.5 * noise + 1 if "scale" in jax.tree_util.keystr(path) else noise, jnp.float32)
+
+    stats = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.full(leaf.shape, "var" in jax.tree_util.keystr(path), jnp.float32), stats
+    )
+    return graphdef, jax.tree_util.tree_map_with_path(draw, shapes), stats
 
 
 def images(config, batch=4, size=None):
@@ -67,8 +77,7 @@ def test_basic_layers():
 
 def test_basic_equals_loops():
     config = TINY["basic"]
-    graphdef, params, stats = initial(config)
-    params = jax.tree.map(lambda p: p + 0.1, params)
+    graphdef, params, stats = noisy(config)
     x = images(config)
     logits, out = jax.jit(lambda x: merge(graphdef, params, stats)(x, features=True))(x)
 
@@ -99,7 +108,7 @@ def test_resnet20_with_real_weights_equals_the_reference(assets):
 @pytest.mark.parametrize("name", TINY)
 def test_every_parameter_gets_a_gradient(name):
     config = TINY[name]
-    graphdef, params, stats = initial(config)
+    graphdef, params, stats = noisy(config)
 
     def loss(params, x):
         model = merge(graphdef, params, stats)
@@ -142,19 +151,18 @@ def test_option_a_shortcut_by_hand():
     np.testing.assert_array_equal(cnn.pad_shortcut(x, 1, 2), x)
 
 
-@pytest.mark.parametrize("name", ["cifar", "bottleneck"])
-def test_zero_init_starts_as_the_shortcut(name):
-    config = replace(TINY[name], blocks=(2,), zero_init=True, shortcut="pad")
-    graphdef, params, stats = initial(config)
-    _, out = jax.jit(lambda x: merge(graphdef, params, stats)(x, features=True))(images(config))
-    extra = (out["stage1"].shape[-1] - 4) // 2
-    np.testing.assert_array_equal(out["stage1"], np.pad(out["stem"], ((0, 0),) * 3 + ((extra, extra),)))
-    assert np.any(out["stem"])
+def test_initial_scales():
+    kernel = cnn.conv(TINY["cifar"], 32, 64, 3, 1, nnx.Rngs(0)).kernel[...]
+    assert float(jnp.std(kernel)) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
+    for name, last in (("cifar", "bn2"), ("bottleneck", "bn3")):
+        block = cnn.Block(replace(TINY[name], zero_init=True), 4, 4, 1, nnx.Rngs(0))
+        assert np.all(block.bn1.scale[...] == 1)
+        assert np.all(getattr(block, last).scale[...] == 0)
 
 
 def test_normalisation_and_bfloat16():
     config = replace(TINY["cifar"], channels=3)
-    _, params, stats = initial(config)
+    _, params, stats = noisy(config)
     x = images(config)
 
     def run(x, **fields):

@@ -271,7 +271,7 @@ def unstack(tree: Any, layers: int) -> list[Any]:
     leaves, treedef = jax.tree.flatten(tree)
     # The gradient of one split is one concatenation; that of many slices is a sum of as many padded arrays.
     parts = [jax.lax.split(leaf, (1,) * layers) for leaf in leaves]
-    return [treedef.unflatten([part[i][0] for part in parts]) for i in range(layers)]
+    return [jax.tree.unflatten(treedef, [part[i][0] for part in parts]) for i in range(layers)]
 
 
 def normalise(c: DecoderConfig, x_btd: jax.Array, scale_d: jax.Array, bias_d: jax.Array | None) -> jax.Array:

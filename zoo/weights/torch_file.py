@@ -10,6 +10,7 @@ import io
 import math
 import os
 import pickletools
+import struct
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ import numpy as np
 from zoo.errors import ZooError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+# What pickletools, zipfile and the reading below raise for a file with wrong bytes.
+DAMAGE = (ValueError, TypeError, LookupError, EOFError, RuntimeError, OverflowError, struct.error, zipfile.BadZipFile)
+
 MAX_DEPTH = 64  # nested containers
 MAX_VALUES = 10**6  # values in all containers, counted each time that one is reached
 
@@ -86,7 +90,7 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ZooError(
             f"{path} {error}; nothing of it was run: save its state_dict alone, or as safetensors"
         ) from error
-    except (ValueError, TypeError, LookupError, EOFError, RecursionError, OverflowError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise ZooError(
             f"{path} is not a PyTorch file, or is damaged ({type(error).__name__}: {error}); get it again"
         ) from error
@@ -97,7 +101,7 @@ class _Refused(Exception):
 
 
 def _read_zip(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
-    archive = zipfile.ZipFile(file)
+    archive, whole = zipfile.ZipFile(file), os.fstat(file.fileno()).st_size
     entries = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
@@ -105,9 +109,11 @@ def _read_zip(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
     root = pickles[0].removesuffix("data.pkl")
 
     def read(name: str) -> bytes:
-        # torch.save never compresses: what is read is never larger than the file.
+        # torch.save never compresses, so no entry is larger than the file.
         if entries[name].compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{name} is compressed")
+        if entries[name].file_size > whole:
+            raise ValueError(f"{name} is larger than the file")
         return archive.read(name)
 
     if f"{root}byteorder" in entries and read(f"{root}byteorder").strip() != b"little":
