@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from zoo.errors import ZooError
 from zoo.models import cnn
 from zoo.models.cnn import CNN, VARIANTS, CNNConfig, ResNet, ResNetConfig
-from zoo.models.functional import abstract, count, merge, split, stats_of
+from zoo.models.functional import abstract, count, merge, stats_of
 from zoo.weights.imports import import_resnet
 from zoo.weights.torch_file import read_torch
 

@@ -194,6 +194,15 @@ def test_endless_containers_are_refused(tmp_path):
         read_torch(write_zip(tmp_path / "wide", Raw(doubled)))
 
 
+def test_a_zip_entry_beyond_the_end_is_refused(tmp_path):
+    path = write_zip(tmp_path / "bad.pt", tensor((2,), (1,)))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.index(b"PK\1\2") + 42, len(content) - 10)  # where its header is said to be
+    path.write_bytes(content)
+    with pytest.raises(ZooError, match="damaged"):
+        read_torch(path)
+
+
 def test_bad_containers_are_refused(tmp_path):
     good = tensor((2,), (1,))
     path = tmp_path / "bad.pt"

@@ -10,7 +10,6 @@ import io
 import math
 import os
 import pickletools
-import struct
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from zoo.errors import ZooError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # What pickletools, zipfile and the reading below raise for a file with wrong bytes.
-DAMAGE = (ValueError, TypeError, LookupError, EOFError, RuntimeError, OverflowError, struct.error, zipfile.BadZipFile)
+DAMAGE = (ValueError, TypeError, LookupError, EOFError, RuntimeError, OverflowError, zipfile.BadZipFile)
 
 MAX_DEPTH = 64  # nested containers
 MAX_VALUES = 10**6  # values in all containers, counted each time that one is reached
