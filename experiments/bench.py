@@ -154,14 +154,14 @@ class Race:
     """Times that each side runs, in turn."""
 
     def main(self) -> None:
-        for preset, goal in (("shakespeare", 1.88), ("shakespeare-long", None)):
-            for _ in range(self.rounds):
-                if self.nanogpt:
-                    seconds, loss = self.peer()
-                    print(f"nanoGPT: {loss:.4f} nats in {seconds:.1f} s")
+        for _ in range(self.rounds):
+            if self.nanogpt:
+                peer, loss = self.peer()
+                print(f"nanoGPT: {loss:.4f} nats in {peer:.1f} s")
+            for preset in ("shakespeare", "shakespeare-long"):
                 for done, seconds, loss in self.ours(preset):
-                    mark = f" (goal {goal})" if goal and loss <= goal else ""
-                    print(f"{preset}: step {done}, {loss:.4f} nats in {seconds:.1f} s{mark}")
+                    share = f", {seconds / peer:.3f} of nanoGPT's time" if self.nanogpt else ""
+                    print(f"{preset}: step {done}, {loss:.4f} nats in {seconds:.1f} s{share}", flush=True)
 
     def ours(self, preset: str) -> list[tuple[int, float, float]]:
         """(step, seconds since the start of the process, held-out nats) of each evaluation, compiling included."""

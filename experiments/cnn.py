@@ -13,6 +13,7 @@ import numpy as np
 import zoo
 from zoo.data import ImageConfig, Shuffled, in_order, load_images
 from zoo.data.augment import AugmentConfig, augment
+from zoo.errors import unknown
 from zoo.metrics.classification import confusion_figure, confusion_matrix, prediction_sheet
 from zoo.models import cnn, functional
 from zoo.objectives.losses import cross_entropy
@@ -71,6 +72,8 @@ def main(config: Config, run: Run) -> None:
 
     # Model
     sizes = {"image_size": height, "channels": channels, "classes": classes, "mean": (0.5,), "std": (0.25,)}
+    if config.model not in cnn.VARIANTS:
+        raise unknown("classifier", config.model, cnn.VARIANTS)
     model_config = config_of(config.model, **sizes)
     graphdef, *_ = functional.abstract(lambda rngs: build(model_config, rngs))
 

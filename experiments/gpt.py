@@ -6,7 +6,7 @@ The same on any text: --data text:PATH, a file or a folder of .txt and .md files
 
 import functools
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 
 import zoo
 from zoo.data import TextConfig, Windows, load_text, windows_in_order
+from zoo.errors import unknown
 from zoo.generate.text import sample_tokens, text_picture
 from zoo.models import decoder, functional
 from zoo.objectives.losses import bits_per_byte, next_token_loss
@@ -30,9 +31,9 @@ from zoo.weights.registry import config_of
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    model: str = "gpt-modern"
-    """Architecture: gpt-modern, gpt-nano, gpt-mini, gpt2 ... (`zoo list`)."""
-    context: int = 64
+    model: str = "gpt-modern-s"
+    """Architecture: gpt-modern-s, gpt-nano, gpt-mini, gpt2 ... (`zoo list`)."""
+    context: int = 128
     """Tokens that a prediction can look back on."""
     sample_tokens: int = 320
     """Length of the samples that are shown as it learns."""
@@ -40,10 +41,13 @@ class Config(TrainConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
-MUON = OptimConfig(name="muon", lr=0.02, adam_lr=4e-3, momentum=0.95, schedule="linear", warmup=0.02)
-PYDOC = Config(steps=600, batch=32, eval_every=150, save_every=150, optim=MUON)
-SHAKESPEARE = Config(steps=300, batch=32, eval_every=100, save_every=300, optim=MUON)
-PRESETS = {"pydoc": PYDOC, "shakespeare": SHAKESPEARE}
+MUON = OptimConfig(name="muon", lr=0.03, adam_lr=2e-2, momentum=0.95, schedule="linear", warmup=0.0)
+PYDOC = Config(steps=500, batch=16, eval_every=100, save_every=100, optim=MUON)
+# To 1.88 nats per held-out character as soon as two CPU cores can; and as far as 900 steps go.
+FAST = replace(MUON, adam_lr=3e-2, momentum=0.9)
+SHAKESPEARE = Config(model="gpt-modern-xs", context=64, steps=250, batch=16, eval_every=250, save_every=250, optim=FAST)
+LONG = Config(model="gpt-modern-xs", steps=1300, batch=12, eval_every=650, save_every=650, optim=MUON)
+PRESETS = {"pydoc": PYDOC, "shakespeare": SHAKESPEARE, "shakespeare-long": LONG}
 
 
 def main(config: Config, run: Run) -> None:
@@ -53,6 +57,8 @@ def main(config: Config, run: Run) -> None:
     run.say(f"{text.name}: {len(text.train):,} training and {len(text.test):,} held-out tokens, vocabulary {vocab}")
 
     # Model
+    if config.model not in decoder.VARIANTS:
+        raise unknown("decoder", config.model, decoder.VARIANTS)
     model_config = config_of(config.model, vocab_size=vocab, context=config.context)
     build = functools.partial(decoder.Decoder, model_config)
     graphdef, params, _ = functional.abstract(build)

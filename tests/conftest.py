@@ -26,6 +26,7 @@ def devices():
 def cache(tmp_path_factory) -> pathlib.Path:
     """One compile cache for the session, of this process and of those that it starts."""
     folder = tmp_path_factory.mktemp("compiled")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return folder

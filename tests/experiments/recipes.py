@@ -13,49 +13,20 @@ from zoo.train.mesh import named_leaves
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-RESNET = [
-    "cnn.py",
-    "resnet20",
-    "--steps",
-    "20",
-    "--batch",
-    "8",
-    "--log-every",
-    "1",
-    "--eval-every",
-    "10",
-    "--save-every",
-    "4",
-    "--ema",
-    "0.9",
-    "--augment.flip",
-    "--data.holdout",
-    "0.02",
-]
-DECODER = [
-    "gpt.py",
-    "--steps",
-    "30",
-    "--batch",
-    "8",
-    "--context",
-    "16",
-    "--log-every",
-    "1",
-    "--eval-every",
-    "10",
-    "--save-every",
-    "5",
-    "--sample-tokens",
-    "8",
-    "--data.holdout",
-    "0.002",
-]
-RECIPES = {"resnet20": RESNET, "decoder": DECODER}
+RECIPES = {
+    "resnet20": (
+        "cnn.py resnet20 --steps 20 --batch 8 --log-every 1 --eval-every 10 --save-every 4 --ema 0.9"
+        " --augment.flip --data.holdout 0.02"
+    ),
+    "decoder": (
+        "gpt.py --model gpt-modern-xs --steps 30 --batch 8 --context 16 --log-every 1 --eval-every 10 --save-every 5"
+        " --sample-tokens 8 --data.holdout 0.002"
+    ),
+}
 
 
-def command(recipe: list[str], folder: pathlib.Path, *flags: str) -> list[str]:
-    script, *rest = recipe
+def command(recipe: str, folder: pathlib.Path, *flags: str) -> list[str]:
+    script, *rest = recipe.split()
     return [sys.executable, str(ROOT / "experiments" / script), *rest, "--run", str(folder), *flags]
 
 

@@ -22,7 +22,13 @@ CNN = dataclasses.replace(
     **SHORT,
 )
 GPT = dataclasses.replace(
-    gpt.PYDOC, batch=16, context=16, sample_tokens=8, data=dataclasses.replace(gpt.PYDOC.data, holdout=0.002), **SHORT
+    gpt.PYDOC,
+    model="gpt-modern-xs",
+    batch=16,
+    context=16,
+    sample_tokens=8,
+    data=dataclasses.replace(gpt.PYDOC.data, holdout=0.002),
+    **SHORT,
 )
 RECIPES = {"resnet": (cnn.main, CNN), "decoder": (gpt.main, GPT)}
 MESHES = {"8 data": (8, 1, 1), "8 fsdp": (1, 8, 1), "2x2x2": (2, 2, 2)}

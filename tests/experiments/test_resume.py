@@ -30,7 +30,7 @@ def test_sigkill_at_random_moments(straight, tmp_path, cache):
     recipe, expected = straight
     folder, env = tmp_path / "killed", environment(cache)
     total = len(rows(expected))
-    draw = random.Random(recipe[0])
+    draw = random.Random(recipe)
     points = sorted(draw.sample(range(2, total - 2), 2))
     moments = [
         ("while a checkpoint is written", lambda: writing(folder)),

@@ -92,6 +92,8 @@ def apply(tiny):
         ("gpt-mini", (256 + 256) * 384 + 6 * (12 * 384**2 + 13 * 384) + 2 * 384),
         # No positions and no biases; two norms over d_model and two over the head.
         ("gpt-modern", 256 * 128 + 4 * (12 * 128**2 + 2 * 128 + 2 * 32) + 128),
+        ("gpt-modern-s", 256 * 128 + 3 * (10 * 128**2 + 2 * 128 + 2 * 32) + 128),
+        ("gpt-modern-xs", 256 * 128 + 2 * (8 * 128**2 + 2 * 128 + 2 * 32) + 128),
     ],
 )
 def test_parameter_counts(name, parameters):

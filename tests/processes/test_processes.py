@@ -16,38 +16,15 @@ from tests.experiments.recipes import ROOT, environment, finish, rows, start
 from tests.experiments.test_resume import logged, wait_for
 
 FLAGS = {
-    "cnn.py": [
-        "resnet20",
-        "--model",
-        "resnet8",
-        "--batch",
-        "16",
-        "--optim.lr",
-        "1e-3",
-        "--eval-every",
-        "10",
-        "--data.holdout",
-        "0.02",
-    ],
-    "gpt.py": [
-        "--batch",
-        "16",
-        "--context",
-        "16",
-        "--eval-every",
-        "10",
-        "--sample-tokens",
-        "8",
-        "--data.holdout",
-        "0.002",
-    ],
+    "cnn.py": "resnet20 --model resnet8 --batch 16 --optim.lr 1e-3 --eval-every 10 --data.holdout 0.02",
+    "gpt.py": "--model gpt-modern-xs --batch 16 --context 16 --eval-every 10 --sample-tokens 8 --data.holdout 0.002",
 }
-MESH = ["--mesh.data", "2", "--mesh.fsdp", "4"]
+MESH = "--mesh.data 2 --mesh.fsdp 4"
 
 
 def command(script, folder, *flags):
-    recipe = [str(ROOT / "experiments" / script), *FLAGS[script], "--log-every", "1", *MESH]
-    return [sys.executable, "-u", *recipe, "--run", str(folder), *flags]
+    recipe = [*FLAGS[script].split(), *MESH.split(), "--log-every", "1"]
+    return [sys.executable, "-u", str(ROOT / "experiments" / script), *recipe, "--run", str(folder), *flags]
 
 
 def pair(script, folder, cache, *flags):

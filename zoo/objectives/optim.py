@@ -85,6 +85,8 @@ def make_optimizer(config: OptimConfig, steps: int, matrices: Matrices = ()) -> 
     """
     if config.lr <= 0 or config.adam_lr <= 0 or not 0 <= config.warmup <= 1 or not 0 <= config.decay <= 1:
         raise ZooError("--optim.lr and --optim.adam-lr must be above 0, --optim.warmup and --optim.decay in [0, 1]")
+    if config.clip < 0 or config.weight_decay < 0:
+        raise ZooError("--optim.clip and --optim.weight-decay must be at least 0")
     schedule = make_schedule(config, steps)
 
     def decayed(params: Any) -> Any:

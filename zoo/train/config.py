@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from zoo.errors import ZooError
 from zoo.train.mesh import MeshConfig
 
 # What may differ between the runs of one folder, since it does not change what is learned.
@@ -37,3 +38,11 @@ class TrainConfig:
     profile: str = ""
     """START:STOP steps to trace, into profile/ of the run folder."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        """Raises ZooError for numbers that make no run."""
+        for name in ("steps", "batch", "accumulate", "log_every", "eval_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ZooError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.ema < 1 or self.max_minutes < 0 or self.seed < 0:
+            raise ZooError("--ema must be in [0, 1), --max-minutes and --seed at least 0")
