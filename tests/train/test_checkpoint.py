@@ -9,6 +9,9 @@ from zoo.train.checkpoint import Checkpoints
 from zoo.train.mesh import MeshConfig, make_mesh
 from zoo.train.state import abstract_state, create_state, make_init
 
+# Of a damaged checkpoint, threads of the reader go on to fail after the first error has been raised.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def init(key):
     return {"a": {"kernel": jax.random.normal(key, (256, 64)), "bias": jnp.zeros((8,))}}, {"mean": jnp.ones((3,))}

@@ -85,6 +85,16 @@ def test_not_a_number_is_written_as_null(tmp_path):
     assert rows(run) == [{"step": 1, "loss": None}]
 
 
+def test_rows_are_tensorboard_events_as_well(tmp_path):
+    run = make(tmp_path / "run")
+    run.create(0)
+    run.log(1, {"loss": 0.5, "an_unlikely_name": 2.0})
+    run.flush()
+    run.close()
+    (events,) = (tmp_path / "run" / "events").iterdir()
+    assert b"an_unlikely_name" in events.read_bytes()
+
+
 def test_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
     run = make(tmp_path / "run")
     run.create(0)

@@ -145,6 +145,7 @@ class _Loop:
         finally:
             stream.close()
             self.report.close()
+            self.run.close()
             others = sum(self.seconds[name] for name in ("data", "evaluate", "checkpoint"))
             self.seconds["train"] = time.monotonic() - begun - others
         with self.timed("checkpoint"):

@@ -31,6 +31,7 @@ class Run:
         self.lead = jax.process_index() == 0
         self.rows: list[dict[str, Any]] = []
         self._written = 0
+        self._events: Any = None
 
     def say(self, text: str) -> None:
         """Prints a line, once however many processes there are."""
@@ -71,6 +72,7 @@ class Run:
             self.write("config.json", json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
             self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         self._written = len(self.rows)
+        self._events = _event_writer(self.folder, step) if self.lead else None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Adds a row to metrics.jsonl; `flush` writes it."""
@@ -82,7 +84,16 @@ class Run:
         if self.lead and new:
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(new)
+            for row in self.rows[self._written :] if self._events else []:
+                for name, value in row.items():
+                    if name != "step" and value is not None:
+                        self._events.add_scalar(name, value, row["step"])
         self._written = len(self.rows)
+
+    def close(self) -> None:
+        """Writes what TensorBoard's writer still holds."""
+        if self._events:
+            self._events.close()
 
     def best(self, key: str) -> float:
         """The lowest value of a metric so far; infinity without one."""
@@ -190,6 +201,15 @@ class Run:
             f"Python {platform.python_version()}, {versions}.\n\n{pictures}\n\n"
             "The weights are in `model/`; the flags in `config.json`; every logged step in `metrics.jsonl`.\n"
         )
+
+
+def _event_writer(folder: epath.Path, step: int) -> Any:
+    """TensorBoard's events beside the rows, where the extra `tensorboard` is installed and the disk is local."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return None if "://" in str(folder) else SummaryWriter(str(folder / "events"), purge_step=step + 1, flush_secs=10)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
