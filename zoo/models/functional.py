@@ -5,7 +5,7 @@ A module is split once, into a graph definition and two nested dicts of arrays w
 traced function it is merged again, called, and its new stats are read off.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -44,6 +44,24 @@ def initial(build: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> tuple[Tr
 def count(params: Tree) -> int:
     """Number of scalars in a tree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """The leaves of a nested dict by their slash-joined names: "params/blocks/q"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: Mapping[str, Any]) -> Tree:
+    """The nested dict that `flatten` flattened."""
+    tree: Tree = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
 
 
 def _string_keys(tree: Any) -> Any:

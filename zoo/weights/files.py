@@ -25,7 +25,7 @@ def save(model: Any, folder: str | os.PathLike[str]) -> None:
     target = epath.Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     _, params, stats = functional.split(model)
-    tensors = _flatten({"params": params, "stats": stats})
+    tensors = functional.flatten({"params": params, "stats": stats})
     config = {"model": type(model).__name__, "config": dataclasses.asdict(model.config)}
     contents = {
         "model.safetensors": save_tensors({name: np.asarray(jax.device_get(x)) for name, x in tensors.items()}),
@@ -50,7 +50,7 @@ def load(source: str | os.PathLike[str]) -> nnx.Module:
     except (SafetensorError, OSError, ValueError) as error:
         raise ZooError(f"{weights} cannot be read ({error}); save the model again") from error
     graphdef, params, stats = abstract(config)
-    wanted = _flatten({"params": params, "stats": stats})
+    wanted = functional.flatten({"params": params, "stats": stats})
     problems = [f"  {name}: not in the file" for name in wanted if name not in tensors]
     problems += [f"  {name}: not in the model" for name in tensors if name not in wanted]
     problems += [
@@ -60,7 +60,7 @@ def load(source: str | os.PathLike[str]) -> nnx.Module:
     ]
     if problems:
         raise ZooError(f"{weights} does not fit the model of its config.json:\n" + "\n".join(problems))
-    tree = _unflatten({name: jax.numpy.asarray(tensors[name]) for name in wanted})
+    tree = functional.unflatten({name: jax.numpy.asarray(tensors[name]) for name in wanted})
     return functional.merge(graphdef, tree.get("params", {}), tree.get("stats", {}))
 
 
@@ -105,19 +105,3 @@ def _find(source: str | os.PathLike[str]) -> epath.Path:
     if str(source) in variants():
         raise ZooError(f"there are no pretrained weights of {source} here; zoo.create({str(source)!r}) makes a new one")
     raise unknown("model or folder", str(source), variants())
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree

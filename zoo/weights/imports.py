@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.models import functional
 
 Shape = tuple[int, ...]
 Tree = dict[str, Any]
@@ -87,7 +87,7 @@ def assign(tree: Tree, tensors: Mapping[str, np.ndarray], rules: Rules, ignore: 
     Names in which the regex `ignore` is found are passed over. Raises one ZooError that lists every name that
     no rule uses, every path that is not filled or filled twice, and every shape that differs.
     """
-    wanted = _flatten(tree)
+    wanted = functional.flatten(tree)
     arrays = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in wanted.items()}
     stacks = [_pattern(path) for rule in rules if rule.stacked for path in rule.paths]
     slots: dict[tuple[str, int | None], np.ndarray] = {}  # what one source tensor fills: views of the arrays
@@ -129,7 +129,7 @@ def assign(tree: Tree, tensors: Mapping[str, np.ndarray], rules: Rules, ignore: 
     problems += [f"{_slot_name(*key)}: not filled" for key in slots if key not in filled]
     if problems:
         raise ZooError("the weights do not fit the model:\n" + "\n".join(f"  {problem}" for problem in problems))
-    return _unflatten(arrays)
+    return functional.unflatten(arrays)
 
 
 def export(tree: Tree, rules: Rules) -> dict[str, np.ndarray]:
@@ -137,7 +137,7 @@ def export(tree: Tree, rules: Rules) -> dict[str, np.ndarray]:
 
     Raises ZooError that lists every path that no rule uses.
     """
-    leaves = {path: np.asarray(leaf) for path, leaf in _flatten(tree).items()}
+    leaves = {path: np.asarray(leaf) for path, leaf in functional.flatten(tree).items()}
     tensors: dict[str, np.ndarray] = {}
     used: set[str] = set()
     for rule in rules:
@@ -230,19 +230,3 @@ def _pattern(template: str) -> re.Pattern[str]:
 def _match(template: str, name: str) -> dict[str, str] | None:
     found = _pattern(template).fullmatch(name)
     return None if found is None else found.groupdict()
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _unflatten(flat: Mapping[str, np.ndarray]) -> Tree:
-    tree: Tree = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
