@@ -65,13 +65,13 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path):
     assert again.best("loss") == 0.25
 
 
-def test_cut_last_row_is_dropped(tmp_path):
+def test_cut_row_is_dropped_and_what_follows_it(tmp_path):
     run = make(tmp_path / "run")
     run.create(0)
     run.log(1, {"loss": 0.5})
     run.flush()
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "lo')
+        file.write('{"step": 2, "lo\n{"step": 2, "loss": 0.1}\n')
     again = make(tmp_path / "run")
     again.create(2)
     assert rows(again) == [{"step": 1, "loss": 0.5}]
