@@ -22,9 +22,9 @@ from zoo.objectives.update import Aux, gradient_update
 from zoo.train.config import TrainConfig
 from zoo.train.fit import fit
 from zoo.train.launch import launch
-from zoo.train.mesh import make_mesh
+from zoo.train.mesh import gather, make_mesh
 from zoo.train.run import Run
-from zoo.train.state import make_evaluate, make_predict
+from zoo.train.state import evaluated, make_evaluate, make_predict
 from zoo.weights.registry import build, config_of
 
 
@@ -126,8 +126,9 @@ def main(config: Config, run: Run) -> None:
     # Results
     matrix = confusion_matrix(truth["label"], predict(fitted.state).argmax(-1), classes)
     run.write_image("confusion.png", confusion_figure(matrix, test.classes))
-    state = fitted.state
-    zoo.save(functional.merge(graphdef, state.get("ema", state["params"]), state["stats"]), run.folder / "model")
+    params, stats = gather(evaluated(fitted.state), mesh)
+    if run.lead:
+        zoo.save(functional.merge(graphdef, params, stats), run.folder / "model")
     run.finish(fitted.result, ["python experiments/cnn.py resnet20", "python experiments/gpt.py"])
 
 

@@ -23,9 +23,9 @@ from zoo.objectives.update import Aux, gradient_update
 from zoo.train.config import TrainConfig
 from zoo.train.fit import fit
 from zoo.train.launch import launch
-from zoo.train.mesh import make_mesh
+from zoo.train.mesh import gather, make_mesh, replicated
 from zoo.train.run import Run
-from zoo.train.state import make_evaluate
+from zoo.train.state import evaluated, make_evaluate
 from zoo.weights.registry import config_of
 
 
@@ -89,13 +89,13 @@ def main(config: Config, run: Run) -> None:
 
     prompts = jnp.asarray(np.stack([text.test[:16], text.test[len(text.test) // 2 :][:16]]).astype(np.int32))
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def write(params, stats):
         model = functional.merge(graphdef, params, stats)
         return sample_tokens(model, prompts, config.sample_tokens, config.context, jax.random.key(config.seed), 0.8)
 
     def pictures(state):
-        texts = [text.codec.decode(ids) for ids in write(state.get("ema", state["params"]), state["stats"])]
+        texts = [text.codec.decode(ids) for ids in jax.device_get(write(*evaluated(state)))]
         return text_picture(f"{run.folder.name}, step {int(state['step'])}", texts)
 
     fitted = fit(
@@ -112,8 +112,9 @@ def main(config: Config, run: Run) -> None:
     )
 
     # Results
-    state = fitted.state
-    zoo.save(functional.merge(graphdef, state.get("ema", state["params"]), state["stats"]), run.folder / "model")
+    params, stats = gather(evaluated(fitted.state), mesh)
+    if run.lead:
+        zoo.save(functional.merge(graphdef, params, stats), run.folder / "model")
     run.write("model/codec.json", json.dumps(text.codec.to_json()) + "\n")
     run.finish(fitted.result, [f'zoo sample {run.folder} --prompt "The "'])
 

@@ -19,7 +19,7 @@ FLAGS = {
     "cnn.py": "resnet20 --model resnet8 --batch 16 --optim.lr 1e-3 --eval-every 10 --data.holdout 0.02",
     "gpt.py": "--model gpt-modern-xs --batch 16 --context 16 --eval-every 10 --sample-tokens 8 --data.holdout 0.002",
 }
-MESH = "--mesh.data 2 --mesh.fsdp 4"
+MESH = "--mesh.data 1 --mesh.fsdp 8"  # parameters are split over both processes
 
 
 def command(script, folder, *flags):

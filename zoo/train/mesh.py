@@ -69,6 +69,16 @@ def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device, and so every process, holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def gather(tree: Any, mesh: Mesh) -> Any:
+    """Host copies of arrays, however they are split over devices and processes. All processes must call it."""
+    return jax.device_get(jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree))
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """The keys of a pytree path, joined by slashes: "blocks/mlp/in"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -111,7 +121,7 @@ def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
             name = "/".join(keys[start:])
             if shapes.get(name) == leaf.shape:
                 return NamedSharding(mesh, specs[name])
-        return NamedSharding(mesh, P())
+        return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 

@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from zoo.train.mesh import Rules, place_batch, state_shardings
+from zoo.train.mesh import Rules, place_batch, replicated, state_shardings
 
 State = dict[str, Any]
 Init = Callable[[jax.Array], tuple[Any, Any]]
@@ -57,7 +56,12 @@ def make_step(update: Update, seed: int, abstract: State, mesh: Mesh) -> Any:
     def step(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
         return update(state, batch, step_key(seed, state["step"]))
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P())))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def evaluated(state: State) -> tuple[Any, Any]:
+    """(params, stats) that are judged and kept: the averaged weights, where the state has them."""
+    return state.get("ema", state["params"]), state["stats"]
 
 
 def over_batches(function: Callable[[Any, Any, Any], Any], batches: Any, mesh: Mesh) -> Callable[[State], list[Any]]:
@@ -65,11 +69,11 @@ def over_batches(function: Callable[[Any, Any, Any], Any], batches: Any, mesh: M
 
     The averaged weights are used where the state has them.
     """
-    jitted = jax.jit(function, out_shardings=NamedSharding(mesh, P()))
+    jitted = jax.jit(function, out_shardings=replicated(mesh))
 
     def apply(state: State) -> list[Any]:
         with jax.set_mesh(mesh):
-            params, stats = state.get("ema", state["params"]), state["stats"]
+            params, stats = evaluated(state)
             return jax.device_get([jitted(params, stats, place_batch(batches, i, mesh)) for i in range(len(batches))])
 
     return apply
