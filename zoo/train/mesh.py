@@ -4,6 +4,7 @@ Axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `tens
 parameters only. Any size may be 1: the same step runs on one chip and on a pod.
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -130,9 +131,7 @@ def place_batch(batches: Any, step: int, mesh: Mesh) -> dict[str, jax.Array]:
     """The global batch of a step on the mesh. `batches.rows(step, slice)` is asked once, for the rows of the
     `batches.batch` that this process holds."""
     size, sharding = batches.batch, NamedSharding(mesh, BATCH)
-    indices = sharding.addressable_devices_indices_map((size,)).values()
-    spans = [index[0].indices(size)[:2] for index in indices if index is not None]
-    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+    first, last = _rows_here(size, sharding)
     local = batches.rows(step, slice(first, last))
     if (first, last) == (0, size) and jax.process_count() == 1:
         return jax.device_put(local, sharding)
@@ -145,6 +144,14 @@ def place_batch(batches: Any, step: int, mesh: Mesh) -> dict[str, jax.Array]:
         return jax.make_array_from_callback((size, *value.shape[1:]), sharding, part)
 
     return {key: spread(value) for key, value in local.items()}
+
+
+@functools.lru_cache(maxsize=32)
+def _rows_here(size: int, sharding: NamedSharding) -> tuple[int, int]:
+    """First and last (exclusive) of the rows of a batch that this process holds."""
+    indices = sharding.addressable_devices_indices_map((size,)).values()
+    spans = [index[0].indices(size)[:2] for index in indices if index is not None]
+    return min(start for start, _ in spans), max(stop for _, stop in spans)
 
 
 def _tuple(axis: Any) -> tuple[str, ...]:
