@@ -4,6 +4,7 @@ By default: handwritten digits (8×8 pixels, embedded in scikit-learn), a small 
 The same with your own images: --data images:FOLDER, where FOLDER/<class>/ holds PNG or JPEG files.
 """
 
+import functools
 from dataclasses import dataclass, field
 
 import jax
@@ -75,7 +76,8 @@ def main(config: Config, run: Run) -> None:
     if config.model not in cnn.VARIANTS:
         raise unknown("classifier", config.model, cnn.VARIANTS)
     model_config = config_of(config.model, **sizes)
-    graphdef, *_ = functional.abstract(lambda rngs: build(model_config, rngs))
+    new_model = functools.partial(build, model_config)
+    graphdef, *_ = functional.abstract(new_model)
 
     # Objective
     def loss(params, stats, batch, key):
@@ -113,7 +115,7 @@ def main(config: Config, run: Run) -> None:
     fitted = fit(
         config,
         run,
-        init=lambda key: functional.initial(lambda rngs: build(model_config, rngs), key),
+        init=lambda key: functional.initial(new_model, key),
         tx=tx,
         update=update,
         batches=Shuffled(train, config.batch, config.seed),

@@ -1,4 +1,4 @@
-"""`zoo list`: what there is. Thin: it parses, calls the library and prints."""
+"""`zoo list` and `zoo sample`. Thin: it parses, calls the library and prints."""
 
 import sys
 from dataclasses import dataclass

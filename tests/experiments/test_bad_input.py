@@ -50,7 +50,18 @@ def test_help_is_a_page(name, capsys):
         launch(recipe.main, recipe.PRESETS, recipe.__doc__, ["--help"])
     assert stop.value.code == 0
     page = capsys.readouterr().out
-    for flag in "--steps --batch --seed --run --mesh.data --mesh.fsdp --mesh.tensor --optim.lr".split():  # noqa: SIM905
-        assert flag in page
+    for flag in (
+        "steps",
+        "batch",
+        "seed",
+        "run",
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.tensor",
+        "optim.lr",
+        "save-every",
+        "eval-every",
+    ):
+        assert f"--{flag}" in page
     assert "Presets" in page
     assert len(page.splitlines()) < 200

@@ -60,7 +60,7 @@ def fit(
     Raises ZooError for what a user can mend, and SystemExit(0) when told to stop before the end.
     """
     check_batch(config.batch, config.accumulate, mesh)
-    _profile_window(config)
+    window = _profile_window(config)
     run.check()
     make = make_init(init, tx, config.seed, bool(config.ema))
     with jax.set_mesh(mesh), _stop_signals() as stop:
@@ -69,7 +69,7 @@ def fit(
         step_fn = loop.compile(make_step(update, config.seed, abstract, mesh), abstract)
         with Checkpoints(run.folder / "checkpoints", config.keep) as loop.checkpoints:
             state = loop.checkpoints.restore(abstract, loop.report.say)
-            state = loop.train(step_fn, create_state(make, abstract) if state is None else state)
+            state = loop.train(step_fn, create_state(make, abstract) if state is None else state, window)
             return Fitted(state, loop.result())
 
 
@@ -112,9 +112,9 @@ class _Loop:
         self.report.say(f"compiled the step in {seconds:.1f} s (cache {cache}), {gflops:.3g} GFLOP")
         return compiled
 
-    def train(self, step_fn: Any, state: State) -> State:
-        """Runs the steps that are left."""
-        config, window = self.config, _profile_window(self.config)
+    def train(self, step_fn: Any, state: State, window: tuple[int, int] | None) -> State:
+        """Runs the steps that are left, and traces those of the profiler's window."""
+        config = self.config
         self.start = int(state["step"])
         self.run.create(self.start)
         self.lowest = self.run.best(self.best)

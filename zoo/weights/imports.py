@@ -8,15 +8,14 @@ shape equal, or one error lists all that is wrong.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from zoo.errors import ZooError
 from zoo.models import functional
+from zoo.models.functional import Tree
 
 Shape = tuple[int, ...]
-Tree = dict[str, Any]
 
 
 @dataclass(frozen=True)
