@@ -46,7 +46,7 @@ PYDOC = Config(steps=500, batch=16, eval_every=100, save_every=100, optim=MUON)
 # To 1.88 nats per held-out character as soon as two CPU cores can; and as far as nanoGPT's time goes.
 FAST = replace(MUON, adam_lr=3e-2, momentum=0.9)
 SHAKESPEARE = Config(model="gpt-modern-xs", context=64, steps=250, batch=16, eval_every=250, save_every=250, optim=FAST)
-LONG = Config(model="gpt-modern-xs", steps=1300, batch=12, eval_every=650, save_every=650, optim=MUON)
+LONG = Config(model="gpt-modern-xs", steps=1600, batch=12, eval_every=800, save_every=800, optim=MUON)
 PRESETS = {"pydoc": PYDOC, "shakespeare": SHAKESPEARE, "shakespeare-long": LONG}
 
 

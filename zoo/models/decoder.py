@@ -1,4 +1,4 @@
-"""One Transformer decoder: GPT-2's architecture, the sinusoids of the original Transformer, and modern choices.
+"""One Transformer decoder: the GPT-2 and Llama families, by config, with a cache to generate with.
 
 Shape letters: b batch, t query time, s key time, d d_model, h heads, g key/value heads, r query heads of one
 key/value head (h = g r), k head size, f hidden size of the MLP, v vocabulary, l layers.
@@ -7,7 +7,7 @@ key/value head (h = g r), k head size, f hidden size of the MLP, v vocabulary, l
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,14 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError, unknown
-from zoo.models.layers import DTYPES, REMAT, constrain, dropout, remat, resolve_dtype
+from zoo.models.attention import Implementation, Seen, attend, cudnn, splash
+from zoo.models.layers import DTYPES, REMAT, constrain, dropout, project, remat, resolve_dtype, rms_norm, unstack
+from zoo.models.positions import rotary_frequencies, rotary_turns, rotate, sinusoids
 
 Params = dict[str, jax.Array]
 Features = dict[str, jax.Array]
+# (q [B, H, T, K], k and v [B, G, T, K], dropout key) -> mixed values [B, H, T, K] and named by-products
+Mix = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, Features]]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
@@ -51,6 +55,16 @@ class DecoderConfig:
     """Where the order of the tokens comes in."""
     rope_theta: float = 10_000.0
     """Base of the rotary wavelengths."""
+    rope_factor: float = 1.0
+    """Llama 3's stretching of long rotary wavelengths: by so much; 1 is off."""
+    rope_low: float = 1.0
+    """Wavelengths above rope_original / rope_low are stretched in full."""
+    rope_high: float = 4.0
+    """Wavelengths below rope_original / rope_high are left alone; between the two it is gradual."""
+    rope_original: int = 8192
+    """Context that the wavelengths were first trained with."""
+    window: int = 0
+    """Tokens that attention sees, the last one included (sliding window); 0 is all."""
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm or RMSNorm, before attention and MLP and at the end."""
     norm_eps: float = 1e-5
@@ -59,10 +73,14 @@ class DecoderConfig:
     """GELU (tanh form), SwiGLU or squared ReLU."""
     bias: bool = True
     """Biases in projections and LayerNorms."""
+    qkv_bias: bool | None = None
+    """Biases of queries, keys and values; as `bias` if not given."""
     qk_norm: bool = False
     """RMSNorm of queries and keys over the head, before the rotation."""
     tied: bool = True
     """The head is the token embedding."""
+    pad_vocab: int = 1
+    """The tables have rows up to a multiple of this; what is beyond the vocabulary is never predicted."""
     softcap: float = 0.0
     """Logits become softcap · tanh(logits / softcap); 0 is off."""
     dropout: float = 0.0
@@ -71,10 +89,29 @@ class DecoderConfig:
     """Start of the two projections into the residual stream: normal, 0.02 / sqrt(2 layers), or zero."""
     dtype: str = "auto"
     """Compute dtype; auto is bfloat16 on TPU and GPU, float32 on CPU."""
+    attention: Implementation = "xla"
+    """xla anywhere; splash, a Pallas kernel, on TPU; cudnn on NVIDIA GPUs."""
     loop: Literal["scan", "unroll"] = "scan"
     """The loop over layers: scanned compiles faster, unrolled runs faster."""
     remat: str = "none"
     """What the backward pass computes again: none, full, dots or dots_no_batch."""
+
+
+class Cache(NamedTuple):
+    """Keys and values of what has been read, for one layer after the other.
+
+    Row b of a batch is padded on its left by `start_b[b]` tokens, so that all rows end together. Token i of a row
+    lies in slot i modulo the number of slots: with a sliding window old tokens are written over.
+    """
+
+    k: tuple[jax.Array, ...]
+    """[B, G, S, K] for each layer."""
+    v: tuple[jax.Array, ...]
+    """[B, G, S, K] for each layer."""
+    start_b: jax.Array
+    """First token of each row that is not padding, int32 [B]."""
+    length: jax.Array
+    """Tokens read so far, padding included, int32 []."""
 
 
 class Decoder(nnx.Module):
@@ -92,7 +129,8 @@ class Decoder(nnx.Module):
         def full(value: float, *shape: int) -> nnx.Param:
             return nnx.Param(jnp.full(shape, value, jnp.float32))
 
-        self.token_embed = normal(0.02, c.vocab_size, c.d_model)
+        rows = -(-c.vocab_size // c.pad_vocab) * c.pad_vocab
+        self.token_embed = normal(0.02, rows, c.d_model)
         if c.positions == "learned":
             self.position_embed = normal(0.01, c.context, c.d_model)
         blocks = {
@@ -116,67 +154,175 @@ class Decoder(nnx.Module):
                 blocks["attn_norm_bias"] = full(0, c.layers, c.d_model)
                 blocks["mlp_norm_bias"] = full(0, c.layers, c.d_model)
                 self.final_norm_bias = full(0, c.d_model)
-            blocks["q_bias"] = full(0, c.layers, c.heads, k)
-            blocks["k_bias"] = full(0, c.layers, g, k)
-            blocks["v_bias"] = full(0, c.layers, g, k)
             blocks["out_bias"] = full(0, c.layers, c.d_model)
             blocks["up_bias"] = full(0, c.layers, f)
             blocks["down_bias"] = full(0, c.layers, c.d_model)
             if c.activation == "swiglu":
                 blocks["gate_bias"] = full(0, c.layers, f)
+        if c.bias if c.qkv_bias is None else c.qkv_bias:
+            blocks["q_bias"] = full(0, c.layers, c.heads, k)
+            blocks["k_bias"] = full(0, c.layers, g, k)
+            blocks["v_bias"] = full(0, c.layers, g, k)
         self.blocks = nnx.Dict(blocks)
         if not c.tied:
-            self.head = normal(0.02, c.vocab_size, c.d_model)
+            self.head = normal(0.02, rows, c.d_model)
 
     def __call__(
-        self, tokens_bt: jax.Array, train: bool = False, key: jax.Array | None = None, features: bool = False
+        self,
+        tokens_bt: jax.Array,
+        train: bool = False,
+        key: jax.Array | None = None,
+        features: bool = False,
+        positions: jax.Array | None = None,
+        documents: jax.Array | None = None,
     ) -> Any:
         """Logits float32 [B, T, vocab] of the token after each of `tokens_bt`, int [B, T].
 
-        Dropout acts only with `train` and a key. With `features`, returns (logits, named intermediates):
-        "embedded" and "final" [B, T, D], "residual" [L, B, T, D] after each block, and "attention"
+        Dropout acts only with `train` and a key. `positions`, int [B, T], are 0, 1, 2 ... if not given; tokens see
+        only tokens of the same of their `documents`, int [B, T]. With `features`, returns (logits, named
+        intermediates): "embedded" and "final" [B, T, D], "residual" [L, B, T, D] after each block, and "attention"
         [L, B, H, T, T]. Raises ZooError when T is longer than the context.
         """
-        h_btd, out = self._trunk(tokens_bt, train, key, features)
+        h_btd, out = self._trunk(tokens_bt, train, key, positions, documents, ("residual", "attention") * features)
         logits_btv = self.logits(h_btd)
         return (logits_btv, out) if features else logits_btv
 
-    def hidden(self, tokens_bt: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self,
+        tokens_bt: jax.Array,
+        train: bool = False,
+        key: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        documents: jax.Array | None = None,
+    ) -> jax.Array:
         """What `logits` is applied to: the final hidden states [B, T, D], normed, in the compute dtype."""
-        return self._trunk(tokens_bt, train, key, False)[0]
+        return self._trunk(tokens_bt, train, key, positions, documents)[0]
 
     def logits(self, h_btd: jax.Array) -> jax.Array:
-        """Logits float32 [B, T, vocab] of final hidden states [B, T, D]; any part of them may be given."""
-        table_vd = (self.token_embed if self.config.tied else self.head)[...].astype(h_btd.dtype)
+        """Logits float32 [B, T, vocab] of final hidden states [B, T, D]; any part of them may be given.
+
+        Those of a padded vocabulary's padding are the least float.
+        """
+        c = self.config
+        table_vd = (self.token_embed if c.tied else self.head)[...].astype(h_btd.dtype)
         logits_btv = jnp.einsum("btd,vd->btv", h_btd, table_vd, preferred_element_type=jnp.float32)
-        cap = self.config.softcap
-        return cap * jnp.tanh(logits_btv / cap) if cap else logits_btv
+        if c.softcap:
+            logits_btv = c.softcap * jnp.tanh(logits_btv / c.softcap)
+        if len(table_vd) == c.vocab_size:
+            return logits_btv
+        known = jnp.arange(len(table_vd)) < c.vocab_size
+        return jnp.where(known[None, None], logits_btv, jnp.finfo(jnp.float32).min)
+
+    def prefill(self, tokens_bt: jax.Array, start_b: jax.Array, slots: int) -> tuple[jax.Array, Cache]:
+        """Reads prompts that are padded on the left: token i of row b counts from i = `start_b[b]` on.
+
+        Returns the hidden states [B, T, D] and a cache that has room for `slots` tokens in all, or for the window
+        if that is smaller.
+        """
+        length = tokens_bt.shape[1]
+        at_bt = jnp.arange(length)[None] - start_b[:, None]
+        documents = (at_bt >= 0).astype(jnp.int32)
+        h_btd, out = self._trunk(tokens_bt, False, None, jnp.maximum(at_bt, 0), documents, ("k", "v"))
+        slots = min(slots, self.config.window or slots)
+
+        def into_slots(x_bgtk: jax.Array) -> jax.Array:
+            if length <= slots:
+                return jnp.pad(x_bgtk, ((0, 0), (0, 0), (0, slots - length), (0, 0)))
+            return jnp.roll(x_bgtk[:, :, -slots:], length % slots, axis=2)
+
+        k, v = (tuple(into_slots(layer) for layer in out[name]) for name in ("k", "v"))
+        return h_btd, Cache(k, v, start_b, jnp.asarray(length, jnp.int32))
+
+    def step(self, tokens_b: jax.Array, cache: Cache, layers: list[Params] | None = None) -> tuple[jax.Array, Cache]:
+        """Reads one more token of each row, int [B]: the hidden states [B, 1, D], and the cache with them.
+
+        `layers` is `self.layers()`, taken once before a loop of many steps.
+        """
+        c, now = self.config, cache.length
+        slots = cache.k[0].shape[2]
+        position_b1 = (now - cache.start_b)[:, None]
+        slot_s = jnp.arange(slots)
+        token_s = now - (now - slot_s) % slots  # the newest token of each slot; negative in what is still empty
+        documents_bs = (token_s[None] >= cache.start_b[:, None]).astype(jnp.int32)
+        seen = Seen(now[None, None], token_s[None], c.window, jnp.ones_like(position_b1), documents_bs)
+        mask_b1s = seen.mask()
+        keys, values = list(cache.k), list(cache.v)
+
+        def mix(i: int) -> Mix:
+            def mix(q: jax.Array, k: jax.Array, v: jax.Array, _: jax.Array | None) -> tuple[jax.Array, Features]:
+                keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], k, now % slots, axis=2)
+                values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], v, now % slots, axis=2)
+                return attend(q, keys[i], values[i], mask_b1s)[0], {}
+
+            return mix
+
+        x_b1d = self._embed(tokens_b[:, None], position_b1)
+        turns = self._turns(position_b1)
+        for i, params in enumerate(self.layers() if layers is None else layers):
+            x_b1d, _ = block(c, params, x_b1d, turns, mix(i), None)
+        return self._final(x_b1d), Cache(tuple(keys), tuple(values), cache.start_b, now + 1)
+
+    def layers(self) -> list[Params]:
+        """The parameters of each block, in the compute dtype."""
+        dtype = resolve_dtype(self.config.dtype)
+        return unstack({name: param[...].astype(dtype) for name, param in self.blocks.items()}, self.config.layers)
+
+    def _embed(self, tokens_bt: jax.Array, positions_bt: jax.Array | None) -> jax.Array:
+        c, length = self.config, tokens_bt.shape[1]
+        x_btd = self.token_embed[...][tokens_bt]
+        if c.positions == "learned":
+            table = self.position_embed[...]
+            x_btd += table[None, :length] if positions_bt is None else table[positions_bt]
+        elif c.positions == "sinusoidal":  # the embedding is scaled as in section 3.4 of the paper
+            positions_bt = jnp.arange(length)[None] if positions_bt is None else positions_bt
+            x_btd = x_btd * math.sqrt(c.d_model) + sinusoids(positions_bt, c.d_model)
+        return constrain(x_btd.astype(resolve_dtype(c.dtype)), BATCH)
+
+    def _turns(self, positions_bt: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        c = self.config
+        if c.positions != "rotary":
+            return None
+        stretch = c.rope_factor, c.rope_low, c.rope_high, c.rope_original
+        return rotary_turns(positions_bt, rotary_frequencies(sizes(c)[0], c.rope_theta, *stretch))
+
+    def _final(self, x_btd: jax.Array) -> jax.Array:
+        bias = self.final_norm_bias[...] if hasattr(self, "final_norm_bias") else None
+        return normalise(self.config, x_btd, self.final_norm_scale[...], bias)
 
     def _trunk(
-        self, tokens_bt: jax.Array, train: bool, key: jax.Array | None, features: bool
+        self,
+        tokens_bt: jax.Array,
+        train: bool,
+        key: jax.Array | None,
+        positions_bt: jax.Array | None,
+        documents_bt: jax.Array | None,
+        wanted: tuple[str, ...] = (),
     ) -> tuple[jax.Array, Features]:
-        c = self.config
-        length = tokens_bt.shape[1]
+        """The final hidden states, and those by-products of the layers that are wanted, stacked."""
+        c, length = self.config, tokens_bt.shape[1]
         if length > c.context:
             raise ZooError(f"{length} tokens do not fit a context of {c.context}; shorten them or raise config.context")
-        positions_t = jnp.arange(length)
         embed_key = layer_keys = None
         if train and c.dropout and key is not None:
             embed_key, layer_key = jax.random.split(key)
             layer_keys = jax.random.split(layer_key, c.layers)
+        x_btd = embedded_btd = dropout(self._embed(tokens_bt, positions_bt), c.dropout, embed_key)
+        indices = jnp.arange(length)[None]
+        turns = self._turns(indices if positions_bt is None else positions_bt)
+        seen = Seen(indices, indices, c.window, documents_bt, documents_bt)
 
-        x_btd = self.token_embed[...][tokens_bt]
-        if c.positions == "learned":
-            x_btd += self.position_embed[...][None, :length]
-        elif c.positions == "sinusoidal":  # the embedding is scaled as in section 3.4 of the paper
-            x_btd = x_btd * math.sqrt(c.d_model) + sinusoids(positions_t, c.d_model)[None]
-        x_btd = constrain(x_btd.astype(resolve_dtype(c.dtype)), BATCH)
-        x_btd = dropout(x_btd, c.dropout, embed_key)
-        embedded_btd = x_btd
+        def mix(q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Features]:
+            out = {"k": k, "v": v}
+            if c.attention == "splash" and "attention" not in wanted:
+                return splash(q, k, v, c.window, documents_bt), out
+            if c.attention == "cudnn" and "attention" not in wanted:
+                return cudnn(q, k, v, c.window, documents_bt), out
+            o_bhtk, weights_bhts = attend(q, k, v, seen.mask(), c.dropout, key)
+            return o_bhtk, out | {"attention": weights_bhts}
 
         def layer(x_btd: jax.Array, inputs: tuple[Params, jax.Array | None]) -> tuple[jax.Array, Features]:
-            x_btd, attention_bhts = block(c, inputs[0], x_btd, positions_t, inputs[1])
-            return x_btd, {"residual": x_btd, "attention": attention_bhts} if features else {}
+            x_btd, out = block(c, inputs[0], x_btd, turns, mix, inputs[1])
+            return x_btd, {name: value for name, value in (out | {"residual": x_btd}).items() if name in wanted}
 
         layer = remat(layer, c.remat, in_scan=c.loop == "scan")
         inputs = {name: param[...] for name, param in self.blocks.items()}, layer_keys
@@ -188,17 +334,21 @@ class Decoder(nnx.Module):
                 x_btd, out = layer(x_btd, layer_inputs)
                 outs.append(out)
             out = jax.tree.map(lambda *parts: jnp.stack(parts), *outs)
-        bias = self.final_norm_bias[...] if hasattr(self, "final_norm_bias") else None
-        x_btd = normalise(c, x_btd, self.final_norm_scale[...], bias)
-        return x_btd, out | {"embedded": embedded_btd, "final": x_btd} if features else out
+        x_btd = self._final(x_btd)
+        return x_btd, out | {"embedded": embedded_btd, "final": x_btd}
 
 
 def block(
-    c: DecoderConfig, p: Params, x_btd: jax.Array, positions_t: jax.Array, key: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+    c: DecoderConfig,
+    p: Params,
+    x_btd: jax.Array,
+    turns: tuple[jax.Array, jax.Array] | None,
+    mix: Mix,
+    key: jax.Array | None,
+) -> tuple[jax.Array, Features]:
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)). `p` holds this layer's parameters.
 
-    Returns the residual stream [B, T, D] and the attention weights [B, H, T, T].
+    Returns the residual stream [B, T, D] and what `mix`, the attention, hands out besides its values.
     """
     keys = (None, None, None) if key is None else jax.random.split(key, 3)
     h_btd = normalise(c, x_btd, p["attn_norm_scale"], p.get("attn_norm_bias"))
@@ -206,14 +356,11 @@ def block(
     k_bgsk = project("bsd,dgk->bgsk", h_btd, p["k"], p.get("k_bias"))
     v_bgsk = project("bsd,dgk->bgsk", h_btd, p["v"], p.get("v_bias"))
     if c.qk_norm:
-        q_bhtk, k_bgsk = (
-            rms_norm(q_bhtk, p["q_norm_scale"], c.norm_eps),
-            rms_norm(k_bgsk, p["k_norm_scale"], c.norm_eps),
-        )
-    if c.positions == "rotary":
-        q_bhtk, k_bgsk = rotate(q_bhtk, positions_t, c.rope_theta), rotate(k_bgsk, positions_t, c.rope_theta)
-    mask_ts = positions_t[:, None] >= positions_t[None, :]
-    o_bhtk, attention_bhts = attend(q_bhtk, k_bgsk, v_bgsk, mask_ts, c.dropout, keys[0])
+        q_bhtk = rms_norm(q_bhtk, p["q_norm_scale"], c.norm_eps)
+        k_bgsk = rms_norm(k_bgsk, p["k_norm_scale"], c.norm_eps)
+    if turns is not None:
+        q_bhtk, k_bgsk = rotate(q_bhtk, *turns), rotate(k_bgsk, *turns)
+    o_bhtk, out = mix(q_bhtk, k_bgsk, v_bgsk, keys[0])
     x_btd += dropout(project("bhtk,hkd->btd", o_bhtk, p["out"], p.get("out_bias")), c.dropout, keys[1])
 
     h_btd = normalise(c, x_btd, p["mlp_norm_scale"], p.get("mlp_norm_bias"))
@@ -223,55 +370,7 @@ def block(
     else:
         up_btf = ACTIVATIONS[c.activation](up_btf)
     x_btd += dropout(project("btf,fd->btd", up_btf, p["down"], p.get("down_bias")), c.dropout, keys[2])
-    return constrain(x_btd, BATCH), attention_bhts
-
-
-def attend(
-    q_bhtk: jax.Array,
-    k_bgsk: jax.Array,
-    v_bgsk: jax.Array,
-    mask_ts: jax.Array,
-    dropout_rate: float = 0.0,
-    key: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Scaled dot-product attention where `mask_ts` is true; the softmax is float32.
-
-    Query head h reads key/value head h // (H / G). Returns the mixed values [B, H, T, K] and the weights,
-    float32 [B, H, T, S]. Heads come before time: on CPU that is faster.
-    """
-    b, h, t, k = q_bhtk.shape
-    g, s = k_bgsk.shape[1:3]
-    # The query heads of one key/value head are so many more rows of one matrix product.
-    q_bgtk = (q_bhtk * k**-0.5).reshape(b, g, h // g * t, k)
-    scores_bgts = jnp.einsum("bgtk,bgsk->bgts", q_bgtk, k_bgsk, preferred_element_type=jnp.float32)
-    mask_ts = jnp.tile(mask_ts, (h // g, 1))
-    scores_bgts = jnp.where(mask_ts[None, None], scores_bgts, jnp.finfo(jnp.float32).min)
-    highest = jax.lax.stop_gradient(jnp.max(scores_bgts, axis=-1, keepdims=True))
-    e_bgts = jnp.exp(scores_bgts - highest)
-    total = jnp.sum(e_bgts, axis=-1, keepdims=True)
-    dropped_bgts = dropout(e_bgts.astype(v_bgsk.dtype), dropout_rate, key)
-    # Dividing here and not before is one pass less over the scores.
-    o_bgtk = jnp.einsum("bgts,bgsk->bgtk", dropped_bgts, v_bgsk, preferred_element_type=jnp.float32) / total
-    return o_bgtk.reshape(b, h, t, k).astype(v_bgsk.dtype), (e_bgts / total).reshape(b, h, t, s)
-
-
-def project(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """einsum of x and a weight in x's dtype, plus a bias laid along the dimensions that the weight gave."""
-    y = jnp.einsum(equation, x, weight.astype(x.dtype))
-    if bias is None:
-        return y
-    target = equation.split("->")[1]
-    names = equation.split("->")[0].split(",")[1]
-    shape = [size if name in names else 1 for name, size in zip(target, y.shape, strict=True)]
-    return y + bias.astype(x.dtype).reshape(shape)
-
-
-def unstack(tree: Any, layers: int) -> list[Any]:
-    """The trees of single layers that are stacked in `tree`."""
-    leaves, treedef = jax.tree.flatten(tree)
-    # The gradient of one split is one concatenation; that of many slices is a sum of as many padded arrays.
-    parts = [jax.lax.split(leaf, (1,) * layers) for leaf in leaves]
-    return [jax.tree.unflatten(treedef, [part[i][0] for part in parts]) for i in range(layers)]
+    return constrain(x_btd, BATCH), out
 
 
 def normalise(c: DecoderConfig, x_btd: jax.Array, scale_d: jax.Array, bias_d: jax.Array | None) -> jax.Array:
@@ -284,33 +383,6 @@ def normalise(c: DecoderConfig, x_btd: jax.Array, scale_d: jax.Array, bias_d: ja
     return (x if bias_d is None else x + bias_d[None, None]).astype(x_btd.dtype)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / sqrt(mean(x²) + eps) · scale over the last axis, in float32 (Zhang and Sennrich 2019)."""
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
-
-
-def sinusoids(positions_t: jax.Array, width: int) -> jax.Array:
-    """Position encoding float32 [T, width]: sin(t / 10000^(2i/width)) at 2i, the cosine at 2i + 1.
-
-    Vaswani et al. 2017, section 3.5.
-    """
-    frequencies = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angles = positions_t.astype(jnp.float32)[:, None] * frequencies[None]
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(positions_t), width)
-
-
-def rotate(x_bhtk: jax.Array, positions_t: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions (Su et al. 2021): turns each pair (x[i], x[i + K/2]) by t · theta^(-2i/K), in float32."""
-    k = x_bhtk.shape[-1]
-    frequencies = theta ** (-jnp.arange(0, k, 2, dtype=jnp.float32) / k)
-    angles = positions_t.astype(jnp.float32)[:, None] * frequencies[None]
-    cos, sin = jnp.cos(angles)[None, None], jnp.sin(angles)[None, None]
-    a, b = jnp.split(x_bhtk.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_bhtk.dtype)
-
-
 def sizes(c: DecoderConfig) -> tuple[int, int, int]:
     """(head size, key/value heads, hidden width of the MLP), with the defaults filled in."""
     return c.head_size or c.d_model // c.heads, c.kv_heads or c.heads, c.d_ff or 4 * c.d_model
@@ -320,6 +392,8 @@ def check_config(c: DecoderConfig) -> None:
     """Raises ZooError for a config that makes no network."""
     if min(c.vocab_size, c.context, c.layers, c.d_model, c.heads) < 1 or not 0 <= c.dropout < 1:
         raise ZooError("vocab_size, context, layers, d_model and heads must be at least 1, and dropout in [0, 1)")
+    if min(c.window, c.rope_factor, c.softcap) < 0 or c.pad_vocab < 1 or c.rope_low >= c.rope_high:
+        raise ZooError("window and softcap must be 0 or more, pad_vocab at least 1, rope_low below rope_high")
     k, g, _ = sizes(c)
     for kind, known in (
         ("positions", ("learned", "sinusoidal", "rotary")),
@@ -327,6 +401,7 @@ def check_config(c: DecoderConfig) -> None:
         ("activation", tuple(ACTIVATIONS)),
         ("residual_init", ("scaled", "zero")),
         ("loop", ("scan", "unroll")),
+        ("attention", ("xla", "splash", "cudnn")),
         ("remat", tuple(REMAT)),
         ("dtype", ("auto", *DTYPES)),
     ):
@@ -336,6 +411,8 @@ def check_config(c: DecoderConfig) -> None:
         raise ZooError(f"d_model {c.d_model} does not divide by heads {c.heads}; change one, or set head_size")
     if c.heads % g:
         raise ZooError(f"heads {c.heads} does not divide by kv_heads {g}; change one")
+    if c.attention != "xla" and c.dropout:
+        raise ZooError(f"attention {c.attention} has no dropout; set dropout to 0 or attention to xla")
     if c.positions == "rotary" and k % 2:
         raise ZooError(f"rotary positions turn pairs, and head size {k} is odd; make it even")
     if c.positions == "sinusoidal" and c.d_model % 2:
@@ -357,11 +434,29 @@ MODERN = DecoderConfig(
     loop="unroll",
 )
 
+# Llama's architecture: rotary positions, RMSNorm, SwiGLU, no biases.
+LLAMA = DecoderConfig(positions="rotary", norm="rms", activation="swiglu", bias=False)
+LLAMA3 = replace(LLAMA, vocab_size=128256, context=131072, rope_theta=5e5, rope_original=8192)
+LLAMA31 = replace(LLAMA3, rope_factor=8.0, tied=False)
+SMOLLM2 = replace(LLAMA, vocab_size=49152, context=8192, rope_theta=1e5)
+QWEN = replace(LLAMA, vocab_size=151936, context=32768, rope_theta=1e6, norm_eps=1e-6)
+QWEN3 = replace(QWEN, context=40960, head_size=128, qk_norm=True)
+MISTRAL = replace(LLAMA, vocab_size=32000, context=32768, window=4096, tied=False)
+
+# Sizes are those of the published config.json files.
 VARIANTS: dict[str, DecoderConfig] = {
     "gpt2": DecoderConfig(),
     "gpt2-medium": DecoderConfig(layers=24, d_model=1024, heads=16),
     "gpt2-large": DecoderConfig(layers=36, d_model=1280, heads=20),
     "gpt2-xl": DecoderConfig(layers=48, d_model=1600, heads=25),
+    "llama3.2-1b": replace(LLAMA3, layers=16, d_model=2048, heads=32, kv_heads=8, d_ff=8192, rope_factor=32.0),
+    "llama3.1-8b": replace(LLAMA31, layers=32, d_model=4096, heads=32, kv_heads=8, d_ff=14336),
+    "smollm2-135m": replace(SMOLLM2, layers=30, d_model=576, heads=9, kv_heads=3, d_ff=1536),
+    "smollm2-360m": replace(SMOLLM2, layers=32, d_model=960, heads=15, kv_heads=5, d_ff=2560),
+    "smollm2-1.7b": replace(SMOLLM2, layers=24, d_model=2048, heads=32, d_ff=8192, rope_theta=1.3e5),
+    "qwen2.5-0.5b": replace(QWEN, layers=24, d_model=896, heads=14, kv_heads=2, d_ff=4864, qkv_bias=True),
+    "qwen3-0.6b": replace(QWEN3, layers=28, d_model=1024, heads=16, kv_heads=8, d_ff=3072),
+    "mistral-7b": replace(MISTRAL, layers=32, d_model=4096, heads=32, kv_heads=8, d_ff=14336),
     "gpt-nano": DecoderConfig(vocab_size=256, context=64, layers=4, d_model=128, heads=4, loop="unroll"),
     "gpt-mini": DecoderConfig(vocab_size=256, context=256, layers=6, d_model=384, heads=6, loop="unroll"),
     "gpt-modern": MODERN,

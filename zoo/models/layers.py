@@ -29,6 +29,32 @@ def resolve_dtype(name: str) -> Any:
     return DTYPES[name]
 
 
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x²) + eps) · scale over the last axis, in float32 (Zhang and Sennrich 2019)."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+def project(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """einsum of x and a weight in x's dtype, plus a bias laid along the dimensions that the weight gave."""
+    y = jnp.einsum(equation, x, weight.astype(x.dtype))
+    if bias is None:
+        return y
+    target = equation.split("->")[1]
+    names = equation.split("->")[0].split(",")[1]
+    shape = [size if name in names else 1 for name, size in zip(target, y.shape, strict=True)]
+    return y + bias.astype(x.dtype).reshape(shape)
+
+
+def unstack(tree: Any, layers: int) -> list[Any]:
+    """The trees of single layers that are stacked in `tree`."""
+    leaves, treedef = jax.tree.flatten(tree)
+    # The gradient of one split is one concatenation; that of many slices is a sum of as many padded arrays.
+    parts = [jax.lax.split(leaf, (1,) * layers) for leaf in leaves]
+    return [jax.tree.unflatten(treedef, [part[i][0] for part in parts]) for i in range(layers)]
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes entries with probability `rate` and divides the others by 1 - rate; identity without a key."""
     if rate == 0 or key is None:

@@ -66,9 +66,10 @@ def fit(
     with jax.set_mesh(mesh), _stop_signals() as stop:
         loop = _Loop(config, run, batches, mesh, stop, evaluate or (lambda _: {}), pictures, best)
         abstract = abstract_state(make, rules, mesh)
-        step_fn = loop.compile(make_step(update, config.seed, abstract, mesh), abstract)
+        traced = loop.trace(make_step(update, config.seed, abstract, mesh), abstract)  # may fail: nothing is written yet
         with Checkpoints(run.folder / "checkpoints", config.keep) as loop.checkpoints:
             state = loop.checkpoints.restore(abstract, loop.report.say)
+            step_fn = loop.compile(traced) if state is None or int(state["step"]) < config.steps else None
             state = loop.train(step_fn, create_state(make, abstract) if state is None else state, window)
             return Fitted(state, loop.result())
 
@@ -98,14 +99,19 @@ class _Loop:
     def place(self, batches: Any, step: int) -> Any:
         return place_batch(batches, step, self.mesh)
 
-    def compile(self, step: Any, abstract: State) -> Any:
-        """The step for one shape of state and batch; its time, cache verdict and FLOPs are told."""
-        self.report.phase("compiling")
+    def trace(self, step: Any, abstract: State) -> Any:
+        """The step for one shape of state and batch, and its FLOPs."""
         first = self.place(self.batches, 0)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), first)
-        with _cache_events() as events, self.timed("compile"):
+        with self.timed("compile"):
             traced = step.trace(abstract, shapes)
             self.flops = count_flops(traced.jaxpr)
+        return traced
+
+    def compile(self, traced: Any) -> Any:
+        """The executable of a traced step; its time, cache verdict and FLOPs are told."""
+        self.report.phase("compiling")
+        with _cache_events() as events, self.timed("compile"):
             compiled = traced.lower().compile()
         cache = "off" if not events else "miss" if "misses" in events else "hit"
         seconds, gflops = self.seconds["compile"], self.flops / 1e9

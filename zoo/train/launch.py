@@ -1,5 +1,7 @@
 """From the command line to a recipe's `main`: presets, flags, devices, and errors that a person can read."""
 
+import contextlib
+import ctypes
 import dataclasses
 import errno
 import os
@@ -15,6 +17,8 @@ import tyro
 from zoo.errors import ZooError, unknown
 from zoo.train.config import TrainConfig
 from zoo.train.run import Run
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def launch(
@@ -71,13 +75,26 @@ def start_jax() -> None:
             jax.distributed.initialize(
                 num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
             )
-        jax.devices()
+        if jax.default_backend() == "cpu":
+            _keep_freed_memory()
     except RuntimeError as error:
         wanted = os.environ.get("JAX_PLATFORMS") or "the default platform"
         reason = str(error).splitlines()[0]
         raise ZooError(
             f"no device for {wanted}: {reason}; unset JAX_PLATFORMS to take what is there, or JAX_PLATFORMS=cpu"
         ) from error
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc's malloc, where there is one, to keep what is freed.
+
+    XLA takes its scratch memory anew at every step. Blocks above 32 MB come straight from the kernel, page by
+    zeroed page, which makes a small decoder's step up to 1.5 times longer.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
+            mallopt(option, value)
 
 
 def _fail(message: str) -> int:

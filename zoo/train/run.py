@@ -44,7 +44,7 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise ZooError(f"--run {self.folder} is a file; choose a folder")
         if not path.exists():
-            if (self.folder / "checkpoints").exists():
+            if any(part.name.isdigit() for part in _parts(self.folder / "checkpoints")):
                 raise ZooError(f"{self.folder} has checkpoints but no config.json; choose another --run folder")
             return
         try:
@@ -201,6 +201,10 @@ class Run:
             f"Python {platform.python_version()}, {versions}.\n\n{pictures}\n\n"
             "The weights are in `model/`; the flags in `config.json`; every logged step in `metrics.jsonl`.\n"
         )
+
+
+def _parts(folder: epath.Path) -> list[epath.Path]:
+    return list(folder.iterdir()) if folder.exists() else []
 
 
 def _event_writer(folder: epath.Path, step: int) -> Any:

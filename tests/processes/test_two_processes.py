@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.experiments.recipes import ROOT, environment, finish, rows, start
-from tests.experiments.test_resume import logged, wait_for
+from tests.processes.test_resume import logged, wait_for
 
 FLAGS = {
     "cnn.py": "resnet20 --model resnet8 --batch 16 --optim.lr 1e-3 --eval-every 10 --data.holdout 0.02",

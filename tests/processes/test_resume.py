@@ -1,4 +1,7 @@
-"""A run that is killed and started again ends as the one that was not, bit for bit."""
+"""A run that is killed and started again ends as the one that was not, bit for bit.
+
+Not among the default tests, since each starts many processes: `pytest tests/processes`.
+"""
 
 import random
 import signal

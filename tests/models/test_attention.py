@@ -1,0 +1,93 @@
+"""Every implementation of attention gives the numbers of plain loops, forward and backward."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from zoo.models.attention import Seen, attend, cudnn, splash
+
+B, H, G, T, K, WINDOW = 2, 4, 2, 20, 8, 6
+DOCUMENTS = np.array([[1] * 7 + [2] * 13, [1] * 20], np.int32)
+CASES = {"causal": (0, None), "window": (WINDOW, None), "documents": (0, DOCUMENTS), "both": (WINDOW, DOCUMENTS)}
+
+
+def arrays():
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal((B, n, T, K)), jnp.float32) for n in (H, G, G, H)]
+
+
+def value_and_grads(attention, q, k, v, weight):
+    def total(q, k, v):
+        o = attention(q, k, v)
+        return jnp.sum(o * weight), o
+
+    (_, o), grads = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    return o, *grads
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """(values, gradients) of the XLA implementation, by case."""
+
+    @functools.cache
+    def of(case):
+        window, documents = CASES[case]
+        at = jnp.arange(T)[None]
+        seen = Seen(at, at, window, *(() if documents is None else (jnp.asarray(documents),) * 2))
+        run = jax.jit(functools.partial(value_and_grads, lambda q, k, v: attend(q, k, v, seen.mask())[0]))
+        return run(*arrays())
+
+    return of
+
+
+def assert_equal(found, expected, tolerance):
+    for a, b, name in zip(found, expected, ("values", "dq", "dk", "dv"), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mask_and_values_equal_loops(case, plain):
+    window, documents = CASES[case]
+    q, k, v, _ = (np.asarray(x) for x in arrays())
+    expected = np.zeros_like(q)
+    for b, h, t in np.ndindex(B, H, T):
+        seen = [
+            s
+            for s in range(t + 1)
+            if (not window or t - s < window) and (documents is None or documents[b, s] == documents[b, t])
+        ]
+        e = np.exp(k[b, h // 2, seen] @ q[b, h, t] / K**0.5)
+        expected[b, h, t] = e / e.sum() @ v[b, h // 2, seen]
+    np.testing.assert_allclose(plain(case)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_splash_equals_xla(case, plain):
+    window, documents = CASES[case]
+    run = functools.partial(splash, window=window, documents_bt=documents, interpret=True)
+    assert_equal(jax.jit(functools.partial(value_and_grads, run))(*arrays()), plain(case), 1e-4)
+
+
+def test_splash_runs_on_the_shards_of_a_mesh(plain):
+    mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    run = functools.partial(splash, window=WINDOW, documents_bt=jnp.asarray(DOCUMENTS), interpret=True)
+    with jax.set_mesh(mesh):
+        found = jax.jit(functools.partial(value_and_grads, run))(*arrays())
+    assert_equal(found, plain("both"), 1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_entry_of_cudnn_equals_xla(case, plain):
+    """Its own kernel needs a GPU; what is asked of it is checked with jax's other implementation."""
+    window, documents = CASES[case]
+    run = functools.partial(cudnn, window=window, documents_bt=documents, implementation="xla")
+    assert_equal(jax.jit(functools.partial(value_and_grads, run))(*arrays()), plain(case), 1e-4)
+
+
+def test_absent_keys_are_not_seen():
+    seen = Seen(jnp.array([[5]]), jnp.array([[4, 5, -1, 3, 6]]), window=2).mask()
+    np.testing.assert_array_equal(seen, [[[True, True, False, False, False]]])

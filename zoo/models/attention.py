@@ -1,0 +1,169 @@
+"""Attention over a whole sequence or a cache: one mask, three implementations, the same numbers.
+
+Shape letters as in decoder.py: b batch, t query time, s key time, h heads, g key/value heads (h is a multiple),
+k head size. Heads come before time: on CPU that is faster.
+"""
+
+import functools
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from zoo.models.layers import dropout
+
+Implementation = Literal["xla", "splash", "cudnn"]
+SPLASH_LANES = 128  # the kernel's blocks are multiples of this
+SPLASH_BLOCK = 512
+
+
+class Seen(NamedTuple):
+    """What decides which key a query sees: those not after it, not too long ago, of its own document."""
+
+    query: jax.Array
+    """Positions of the queries, int32 [B or 1, T]."""
+    key: jax.Array
+    """Positions of the keys, int32 [B or 1, S]; negative where there is none."""
+    window: int = 0
+    """Keys that a query sees, itself included; 0 is all."""
+    query_documents: jax.Array | None = None
+    """Document of each query, int32 [B, T]."""
+    key_documents: jax.Array | None = None
+    """Document of each key, int32 [B, S]."""
+
+    def mask(self) -> jax.Array:
+        """True where a query sees a key: bool [B or 1, T, S]."""
+        query, key = self.query[:, :, None], self.key[:, None, :]
+        seen = (key <= query) & (key >= 0)
+        if self.window:
+            seen &= query - key < self.window
+        if self.query_documents is not None and self.key_documents is not None:
+            seen &= self.query_documents[:, :, None] == self.key_documents[:, None, :]
+        return seen
+
+
+def attend(
+    q_bhtk: jax.Array,
+    k_bgsk: jax.Array,
+    v_bgsk: jax.Array,
+    mask_bts: jax.Array,
+    dropout_rate: float = 0.0,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Scaled dot-product attention where the mask, bool [B or 1, T, S], is true; the softmax is float32.
+
+    Query head h reads key/value head h // (H / G). Returns the mixed values [B, H, T, K] and the weights,
+    float32 [B, H, T, S].
+    """
+    b, h, t, k = q_bhtk.shape
+    g, s = k_bgsk.shape[1:3]
+    # The query heads of one key/value head are so many more rows of one matrix product.
+    q_bgtk = (q_bhtk * k**-0.5).reshape(b, g, h // g * t, k)
+    scores_bgts = jnp.einsum("bgtk,bgsk->bgts", q_bgtk, k_bgsk, preferred_element_type=jnp.float32)
+    mask_bts = jnp.tile(mask_bts, (1, h // g, 1))
+    scores_bgts = jnp.where(mask_bts[:, None], scores_bgts, jnp.finfo(jnp.float32).min)
+    highest = jax.lax.stop_gradient(jnp.max(scores_bgts, axis=-1, keepdims=True))
+    e_bgts = jnp.exp(scores_bgts - highest)
+    total = jnp.sum(e_bgts, axis=-1, keepdims=True)
+    dropped_bgts = dropout(e_bgts.astype(v_bgsk.dtype), dropout_rate, key)
+    # Dividing here and not before is one pass less over the scores.
+    o_bgtk = jnp.einsum("bgts,bgsk->bgtk", dropped_bgts, v_bgsk, preferred_element_type=jnp.float32) / total
+    return o_bgtk.reshape(b, h, t, k).astype(v_bgsk.dtype), (e_bgts / total).reshape(b, h, t, s)
+
+
+def splash(
+    q_bhtk: jax.Array,
+    k_bgsk: jax.Array,
+    v_bgsk: jax.Array,
+    window: int = 0,
+    documents_bt: jax.Array | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Causal self-attention by the Pallas kernel that comes with jax: TPU, or any platform with `interpret`.
+
+    On a mesh each device runs it on its own rows and heads.
+    """
+    t = q_bhtk.shape[2]
+    pad = -t % SPLASH_LANES
+    # Keys of the padding come after every query, so a causal mask never shows them.
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (q_bhtk, k_bgsk, v_bgsk))
+    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    if documents_bt is None:
+        documents_bt = jnp.zeros((q.shape[0], t), jnp.int32)
+    documents_bt = jnp.pad(documents_bt, ((0, 0), (0, pad)), constant_values=-1)
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, documents_bt: jax.Array) -> jax.Array:
+        from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+        kernel = _splash_kernel(q.shape[1], q.shape[2], window, interpret)
+        return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, SegmentIds(ids, ids)))(q, k, v, documents_bt)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        rows = _dividing(("data", "fsdp"), q.shape[0], mesh)
+        heads = _dividing("tensor", k.shape[1], mesh)
+        spec = P(rows, heads, None, None)
+        # The kernel does not say over which axes its result varies.
+        local = jax.shard_map(local, in_specs=(spec, spec, spec, P(rows, None)), out_specs=spec, check_vma=False)
+    return local(q, k, v, documents_bt)[:, :, :t].astype(v_bgsk.dtype)
+
+
+def cudnn(
+    q_bhtk: jax.Array,
+    k_bgsk: jax.Array,
+    v_bgsk: jax.Array,
+    window: int = 0,
+    documents_bt: jax.Array | None = None,
+    implementation: Any = "cudnn",
+) -> jax.Array:
+    """Causal self-attention by `jax.nn.dot_product_attention`: NVIDIA GPUs, in bfloat16 or float16.
+
+    `implementation` "xla" computes the same on any platform.
+    """
+    mask = None if documents_bt is None else (documents_bt[:, None, :, None] == documents_bt[:, None, None, :])
+    q_bthk, k_bsgk, v_bsgk = (x.swapaxes(1, 2) for x in (q_bhtk, k_bgsk, v_bgsk))
+    o_bthk = jax.nn.dot_product_attention(
+        q_bthk,
+        k_bsgk,
+        v_bsgk,
+        mask=mask,
+        is_causal=True,
+        local_window_size=(window - 1, 0) if window else None,
+        implementation=implementation,
+    )
+    return o_bthk.swapaxes(1, 2)
+
+
+@functools.lru_cache(maxsize=32)
+def _splash_kernel(heads: int, t: int, window: int, interpret: bool) -> Any:
+    from jax.experimental.pallas.ops.tpu import splash_attention as lib
+
+    block = math.gcd(t, SPLASH_BLOCK)
+    sizes = lib.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,
+    )
+    mask = lib.LocalMask((t, t), (window - 1, 0), 0) if window else lib.CausalMask((t, t))
+    with jax.ensure_compile_time_eval():  # the kernel keeps its tables: they must not belong to one trace
+        kernel = lib.make_splash_mha(
+            lib.MultiHeadMask([mask] * heads),
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+        return jax.tree.map(np.asarray, kernel)
+
+
+def _dividing(axes: Any, size: int, mesh: Any) -> Any:
+    """The mesh axes of a dimension, or None when they do not divide it."""
+    names = axes if isinstance(axes, tuple) else (axes,)
+    return axes if size % math.prod(mesh.shape[name] for name in names) == 0 else None

@@ -1,0 +1,52 @@
+"""Where the order of tokens comes in: sinusoids that are added, and rotations of queries and keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def sinusoids(positions: jax.Array, width: int) -> jax.Array:
+    """Position encoding float32 [..., width]: sin(t / 10000^(2i/width)) at 2i, the cosine at 2i + 1.
+
+    Vaswani et al. 2017, section 3.5.
+    """
+    angles = _angles(positions, _frequencies(10_000.0, width))
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, width)
+
+
+def rotary_frequencies(
+    width: int, theta: float, factor: float = 1.0, low: float = 1.0, high: float = 4.0, original: int = 8192
+) -> np.ndarray:
+    """Radians per token of the pairs of a head, float32 [width / 2]: theta^(-2i/width).
+
+    Su et al. 2021, arXiv:2104.09864. With a `factor`, long wavelengths are stretched as in Llama 3 (Grattafiori et
+    al. 2024, arXiv:2407.21783): in full those above original / low tokens, not at all those below original / high.
+    """
+    frequencies = _frequencies(theta, width)
+    if factor == 1:
+        return frequencies
+    turns = original * frequencies / (2 * np.pi)  # within the original context
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return (kept * frequencies + (1 - kept) * frequencies / factor).astype(np.float32)
+
+
+def rotary_turns(positions_bt: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, float32 [B, T, K/2], of the angles of rotary positions."""
+    angles = _angles(positions_bt, frequencies)
+    # Behind the barrier they are computed once, and not again by every fusion that reads them.
+    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+
+
+def rotate(x_bhtk: jax.Array, cos_bti: jax.Array, sin_bti: jax.Array) -> jax.Array:
+    """Turns each pair (x[i], x[i + K/2]) by the angles of `rotary_turns`, in float32."""
+    cos, sin = cos_bti[:, None], sin_bti[:, None]
+    a, b = jnp.split(x_bhtk.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_bhtk.dtype)
+
+
+def _frequencies(theta: float, width: int) -> np.ndarray:
+    return (theta ** (-np.arange(0, width, 2) / width)).astype(np.float32)
+
+
+def _angles(positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
+    return positions.astype(jnp.float32)[..., None] * frequencies.reshape((1,) * positions.ndim + (-1,))
