@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.test_decoder import RICH, TINY, noisy
+from tests.models.tiny import RICH, TINY, noisy
 from zoo.models.decoder import Decoder
 from zoo.models.functional import abstract, merge
 

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from tests.models.tiny import RICH, TINY, noisy
 from zoo.errors import ZooError
 from zoo.models import attention, decoder, positions
 from zoo.models.decoder import VARIANTS, Decoder, DecoderConfig
@@ -18,36 +19,10 @@ from zoo.weights import imports
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
-TINY = DecoderConfig(vocab_size=13, context=8, layers=2, d_model=12, heads=2, d_ff=20)
-RICH = replace(
-    TINY,
-    heads=4,
-    kv_heads=2,
-    head_size=6,
-    positions="rotary",
-    norm="rms",
-    activation="swiglu",
-    qk_norm=True,
-    tied=False,
-    softcap=5.0,
-)
-
 
 def tokens(config, batch=2, length=None):
     rng = np.random.default_rng(0)
     return jnp.asarray(rng.integers(config.vocab_size, size=(batch, length or config.context)), jnp.int32)
-
-
-def noisy(config):
-    """Parameters away from the zeros and ones of a new model, which would hide gradients and bugs."""
-    graphdef, shapes, _ = abstract(lambda rngs: Decoder(config, rngs))
-    rng = np.random.default_rng(1)
-
-    def draw(path, leaf):
-        noise = 0.3 * rng.standard_normal(leaf.shape)
-        return jnp.asarray(noise + ("scale" in jax.tree_util.keystr(path)), jnp.float32)
-
-    return graphdef, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def initial(config):
