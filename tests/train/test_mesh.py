@@ -56,14 +56,14 @@ def test_optimizer_state_and_average_lie_like_their_parameters(name):
     mesh = make_mesh(CUBE)
     init = lambda key: (
         {"a": {"kernel": jax.random.normal(key, (4, 6))}, "b": jax.numpy.ones(4)},
-        {"n": jax.numpy.ones(4)},
+        {"n": jax.numpy.ones(4), "frozen": {"kernel": jax.numpy.ones((4, 6))}},
     )
     tx = make_optimizer(OptimConfig(name=name), 10)
     state = abstract_state(make_init(init, tx, 0, ema=True), (("kernel", P("fsdp", "tensor")), ("b", P("data"))), mesh)
     specs = {name: leaf.sharding.spec for name, leaf in named_leaves(state).items()}
     moments = [key for key in specs if key.startswith("opt") and key.endswith("kernel")]
     assert moments
-    for key in ["params/a/kernel", "ema/a/kernel", *moments]:
+    for key in ["params/a/kernel", "ema/a/kernel", "stats/frozen/kernel", *moments]:
         assert specs[key] == P("fsdp", "tensor"), key
     assert specs["ema/b"] == P("data")
     assert specs["stats/n"] == specs["step"] == P()

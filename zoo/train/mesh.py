@@ -111,13 +111,16 @@ def param_spec(name: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> P
 
 
 def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
-    """Shardings of a whole train state: `params` by the rules, and every leaf of `opt` and `ema` that
-    has the name and shape of a parameter like that parameter; all else is replicated."""
+    """Shardings of a whole train state: `params` and `stats` (which may hold frozen weights) by the rules, and
+    every leaf of `opt` and `ema` that has the name and shape of a parameter like that parameter; all else is
+    replicated."""
     shapes = {name: leaf.shape for name, leaf in named_leaves(state["params"]).items()}
     specs = {name: param_spec(name, shape, rules, mesh) for name, shape in shapes.items()}
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         keys = path_name(path).split("/")
+        if keys[0] == "stats":
+            return NamedSharding(mesh, param_spec(path_name(path), leaf.shape, rules, mesh))
         for start in range(1, len(keys)):  # the longest suffix that names a parameter
             name = "/".join(keys[start:])
             if shapes.get(name) == leaf.shape:
