@@ -16,8 +16,9 @@ import zoo
 from zoo.data import TextConfig, Windows, load_text, windows_in_order
 from zoo.errors import unknown
 from zoo.generate.text import sample_tokens, text_picture
+from zoo.metrics.text import bits_per_byte
 from zoo.models import decoder, functional
-from zoo.objectives.losses import bits_per_byte, next_token_loss
+from zoo.objectives.losses import chunked_next_token_loss, next_token_loss
 from zoo.objectives.optim import OptimConfig, make_optimizer, make_schedule
 from zoo.objectives.update import Aux, gradient_update
 from zoo.train.config import TrainConfig
@@ -41,6 +42,7 @@ class Config(TrainConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
+LARGE = 8192  # tokens of a vocabulary whose logits are better not all held at once
 MUON = OptimConfig(name="muon", lr=0.03, adam_lr=2e-2, momentum=0.95, schedule="linear", warmup=0.0)
 PYDOC = Config(steps=500, batch=16, eval_every=100, save_every=100, optim=MUON)
 # To 1.88 nats per held-out character as soon as two CPU cores can; and as far as nanoGPT's time goes.
@@ -65,14 +67,18 @@ def main(config: Config, run: Run) -> None:
     run.say(f"{config.model}: {functional.count(params):,} parameters")
 
     # Objective
+    def nats_of_each(model, tokens, **options):
+        hidden = model.hidden(tokens[:, :-1], **options)
+        if vocab < LARGE:
+            return next_token_loss(model.logits(hidden), tokens)
+        return chunked_next_token_loss(hidden, model.logits, tokens)
+
     def loss(params, stats, batch, key):
-        model = functional.merge(graphdef, params, stats)
-        losses = next_token_loss(model(batch["tokens"][:, :-1], train=True, key=key), batch["tokens"])
+        losses = nats_of_each(functional.merge(graphdef, params, stats), batch["tokens"], train=True, key=key)
         return losses.sum(), Aux(jnp.asarray(losses.size, jnp.float32), stats, {})
 
     def score(params, stats, batch):
-        model = functional.merge(graphdef, params, stats)
-        losses = next_token_loss(model(batch["tokens"][:, :-1]), batch["tokens"])
+        losses = nats_of_each(functional.merge(graphdef, params, stats), batch["tokens"])
         return {"loss": jnp.sum(losses * batch["weight"]), "count": batch["weight"].sum()}
 
     tx = make_optimizer(config.optim, config.steps, decoder.MATRICES)

@@ -1,9 +1,12 @@
 """Losses, in nats. All reduce in float32 and return one value an example, for the caller to weigh and sum."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from zoo.errors import ZooError
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -31,9 +34,39 @@ def next_token_loss(logits_btv: jax.Array, tokens_bt: jax.Array) -> jax.Array:
     return cross_entropy(logits_btv, tokens_bt[:, 1:])
 
 
-def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """A loss in nats a token as bits for each byte of text, which does not depend on the vocabulary."""
-    return nats_per_token / (0.6931471805599453 * bytes_per_token)
+def chunked_next_token_loss(
+    hidden_btd: jax.Array,
+    logits_of: Callable[[jax.Array], jax.Array],
+    tokens_bt: jax.Array,
+    chunk: int = 256,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    """`next_token_loss` of `logits_of(hidden)` without all the logits at once: float32 [B, T].
+
+    `hidden_btd` [B, T, D] goes through `logits_of` ([B, C, D] to [B, C, vocab], such as a decoder's `logits`; it
+    may close over parameters, which get their gradients) in chunks of C <= `chunk` positions. The backward pass
+    computes the logits of a chunk again, so both passes hold B · C · vocab of them and not B · T · vocab, for
+    one more product with the head. Values and gradients are those of the plain loss; weigh the result for a mask.
+    """
+    if chunk < 1:
+        raise ZooError(f"a chunk of {chunk} positions; give at least 1")
+    length = hidden_btd.shape[1]
+    chunks = -(-length // chunk)
+    width = -(-length // chunks)  # equal chunks: fewer rows of padding than there are chunks
+
+    # Along time: the batch is what is split over a mesh, and stays where it is.
+    def parts(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, chunks * width - length)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], chunks, width, *x.shape[2:]), 1, 0)
+
+    def body(carry: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        hidden_bcd, labels_bc = part
+        return carry, cross_entropy(logits_of(hidden_bcd), labels_bc, label_smoothing)
+
+    # The scan keeps the compiler from merging the second computation of the logits with the first.
+    body = jax.checkpoint(body, prevent_cse=False)
+    _, losses_nbc = jax.lax.scan(body, None, (parts(hidden_btd), parts(tokens_bt[:, 1:])))
+    return jnp.moveaxis(losses_nbc, 0, 1).reshape(-1, chunks * width)[:, :length]
 
 
 def l2_penalty(params: Any, weight: float) -> jax.Array:

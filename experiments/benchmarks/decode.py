@@ -1,0 +1,165 @@
+"""Tokens a second beside the transformers library, with the same weights on the same machine, in turn."""
+
+import functools
+import json
+import resource
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from benchmarks.common import table
+
+import zoo
+from zoo.data.text import Bytes
+from zoo.generate.decode import Generator
+from zoo.generate.sampling import Sampling
+from zoo.models import decoder, functional
+from zoo.objectives.losses import next_token_loss
+from zoo.objectives.optim import OptimConfig, make_optimizer
+from zoo.objectives.update import Aux, gradient_update
+from zoo.train.launch import start_jax
+from zoo.weights.registry import config_of
+
+PROMPT, NEW, PREFILL, WIDE = 32, 64, 512, 16
+TRAIN_BATCH, TRAIN_CONTEXT = 4, 256
+
+PEER = """
+import json, sys, time, torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+folder, seed, prompt, new, prefill, wide, rows, context = sys.argv[1], *map(int, sys.argv[2:])
+torch.manual_seed(seed)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def seconds(batch, length, tokens):
+    x = torch.randint(0, model.config.vocab_size, (batch, length))
+    begun = time.perf_counter()
+    model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+                   pad_token_id=0)
+    return time.perf_counter() - begun
+found = {}
+with torch.no_grad():
+    for batch in (1, wide):
+        seconds(batch, prompt, 4)
+        extra = seconds(batch, prompt, new + 1) - seconds(batch, prompt, 1)
+        found[f"batch {batch}, tokens/s"] = batch * new / extra
+    seconds(1, prefill, 1)
+    found["prefill, s"] = min(seconds(1, prefill, 1) for _ in range(3))
+model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
+optimizer = torch.optim.AdamW(model.parameters())
+x = torch.randint(0, 50257, (rows, context))
+times = []
+for _ in range(4):
+    begun = time.perf_counter()
+    model(x, labels=x).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    times.append(time.perf_counter() - begun)
+found["gpt2 training step, s"] = min(times[1:])
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Generation, prefill and a training step of GPT-2, with weights that both sides read from one folder."""
+
+    weights: str
+    """A Llama-family model: a GGUF file, or a folder of the transformers library."""
+    python: str = ""
+    """The Python that has torch and transformers; without it only our side runs."""
+    rounds: int = 3
+    """Times that each side runs, in turn."""
+
+    def main(self) -> None:
+        start_jax()
+        begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        model = zoo.load(self.weights)
+        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        _, params, _ = functional.split(model)
+        size = sum(x.nbytes for x in jax.tree.leaves(params)) / 2**20
+        largest = max(x.nbytes for x in jax.tree.leaves(params)) / 2**20
+        print(
+            f"import: {time.perf_counter() - begun:.1f} s, {peak:.0f} MiB at the peak"
+            f" for {size:.0f} MiB of weights, of which the largest array has {largest:.0f}"
+        )
+        ours, theirs = [], []
+        with tempfile.TemporaryDirectory() as folder:
+            if self.python:
+                from zoo.weights.transformers import save_hf
+
+                save_hf(model, folder)
+            for seed in range(self.rounds):
+                theirs += [self.peer(folder, seed)] if self.python else []
+                ours.append(self.ours(model, seed))
+        medians = [
+            {name: statistics.median(each[name] for each in side) for name in side[0]}
+            for side in (ours, theirs)
+            if side
+        ]
+        rows = []
+        for name, value in medians[0].items():
+            peer = medians[1][name] if self.python else float("nan")
+            rows.append([name, f"{value:.3f}", f"{peer:.3f}", f"{value / peer if '/s' in name else peer / value:.2f}"])
+        table("decode", ["medians", "zoo", "transformers", "times as fast"], rows)
+
+    def ours(self, model: decoder.Decoder, seed: int) -> dict[str, float]:
+        rng = np.random.default_rng(seed)
+        generator = Generator(model, Bytes(), ends=())
+
+        def seconds(batch: int, length: int, tokens: int) -> float:
+            prompts = rng.integers(0, model.config.vocab_size, (batch, length)).tolist()
+            begun = time.perf_counter()
+            generator.complete(prompts, tokens, sampling=Sampling(temperature=0))
+            return time.perf_counter() - begun
+
+        found = {}
+        for batch in (1, WIDE):
+            for tokens in (NEW + 1, 1):  # each size of text is a program of its own: compile both first
+                seconds(batch, PROMPT, tokens)
+            extra = seconds(batch, PROMPT, NEW + 1) - seconds(batch, PROMPT, 1)
+            found[f"batch {batch}, tokens/s"] = batch * NEW / extra
+        seconds(1, PREFILL, 1)
+        found["prefill, s"] = min(seconds(1, PREFILL, 1) for _ in range(3))
+        return found | {"gpt2 training step, s": training_step()}
+
+    def peer(self, folder: str, seed: int) -> dict[str, float]:
+        sizes = (seed, PROMPT, NEW, PREFILL, WIDE, TRAIN_BATCH, TRAIN_CONTEXT)
+        command = [self.python, "-c", PEER, folder, *map(str, sizes)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@functools.cache
+def training_program():
+    """(compiled step, state, batch) of GPT-2 124M with AdamW in float32."""
+    config = config_of("gpt2", dtype="float32")
+    build = functools.partial(decoder.Decoder, config)
+    graphdef, _, _ = functional.abstract(build)
+
+    def loss(params, stats, batch, key):
+        model = functional.merge(graphdef, params, stats)
+        losses = next_token_loss(model(batch[:, :-1]), batch)
+        return losses.sum(), Aux(jnp.asarray(losses.size, jnp.float32), stats, {})
+
+    tx = make_optimizer(OptimConfig(), 1000)
+    params, stats = jax.jit(lambda: functional.initial(build, jax.random.key(0)))()
+    state = {"step": jnp.zeros((), jnp.int32), "params": params, "stats": stats, "opt": tx.init(params)}
+    batch = jnp.zeros((TRAIN_BATCH, TRAIN_CONTEXT + 1), jnp.int32)
+    step = jax.jit(gradient_update(loss, tx), donate_argnums=0).lower(state, batch, jax.random.key(0)).compile()
+    return step, state, batch
+
+
+def training_step() -> float:
+    """Seconds of one step, the least of three."""
+    step, state, batch = training_program()
+    times = []
+    for _ in range(4):
+        copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+        begun = time.perf_counter()
+        jax.block_until_ready(step(copy, batch, jax.random.key(0)))
+        times.append(time.perf_counter() - begun)
+    return min(times[1:])
