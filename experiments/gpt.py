@@ -49,7 +49,11 @@ PYDOC = Config(steps=500, batch=16, eval_every=100, save_every=100, optim=MUON)
 FAST = replace(MUON, adam_lr=3e-2, momentum=0.9)
 SHAKESPEARE = Config(model="gpt-modern-xs", context=64, steps=250, batch=16, eval_every=250, save_every=250, optim=FAST)
 LONG = Config(model="gpt-modern-xs", steps=1600, batch=12, eval_every=800, save_every=800, optim=MUON)
-PRESETS = {"pydoc": PYDOC, "shakespeare": SHAKESPEARE, "shakespeare-long": LONG}
+# What chat.py starts from
+WORLD = replace(
+    PYDOC, model="gpt-modern", context=256, steps=600, batch=8, data=TextConfig("dialogues"), sample_tokens=200
+)
+PRESETS = {"pydoc": PYDOC, "dialogues": WORLD, "shakespeare": SHAKESPEARE, "shakespeare-long": LONG}
 
 
 def main(config: Config, run: Run) -> None:

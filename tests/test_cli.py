@@ -1,3 +1,6 @@
+import io
+import json
+
 import pytest
 
 import zoo
@@ -29,9 +32,40 @@ def test_sample(tmp_path, capsys):
     assert set(out) <= set("abc")
 
 
+def test_several_samples_and_a_stop_string(tmp_path, capsys):
+    zoo.save(zoo.create("gpt-modern", vocab_size=3, context=8, layers=1, d_model=8, heads=2), tmp_path / "model")
+    (tmp_path / "model" / "codec.json").write_text('{"codec": "chars", "alphabet": "abc"}')
+    main(["sample", str(tmp_path), "--prompt", "ab", "--length", "30", "--n", "3", "--stop", "c"])
+    texts = capsys.readouterr().out.split("--- ")[1:]
+    assert len(texts) == 3
+    assert len(set(texts)) == 3
+    assert all(text.splitlines()[1].startswith("ab") and "c" not in text.splitlines()[1] for text in texts)
+
+
+def test_chat(tmp_path, capsys, monkeypatch):
+    """Lines of a pipe are answered one by one; what does not fit the context is said."""
+    alphabet = "".join(map(chr, range(1, 5))) + "abc"
+    config = {"vocab_size": len(alphabet), "context": 32, "layers": 1, "d_model": 8, "heads": 2}
+    zoo.save(zoo.create("gpt-modern", **config), tmp_path / "model")
+    (tmp_path / "model" / "codec.json").write_text(json.dumps({"codec": "chars", "alphabet": alphabet}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\nc\n" + "a" * 12 + "\n\nnever read\n"))
+    main(["chat", str(tmp_path), "--length", "4"])
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    monkeypatch.setattr("sys.stdin", io.StringIO("a" * 40 + "\n"))
+    with pytest.raises(SystemExit) as stop:
+        main(["chat", str(tmp_path), "--length", "4"])
+    assert stop.value.code == 2
+    assert "say it shorter" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--prompt", "abx"], "'x' at position 2"), (["--prompt", ""], "--prompt"), (["--length", "0"], "--length")],
+    [
+        (["--prompt", "abx"], "'x' at position 2"),
+        (["--prompt", ""], "prompt 0 is empty"),
+        (["--length", "0"], "length"),
+        (["--top-p", "0"], "top_p 0"),
+    ],
 )
 def test_sample_of_what_cannot_be(flags, message, tmp_path, capsys):
     zoo.save(zoo.create("gpt-modern", vocab_size=3, context=8, layers=1, d_model=8, heads=2), tmp_path / "model")

@@ -1,12 +1,15 @@
-"""`zoo list` and `zoo sample`. Thin: it parses, calls the library and prints."""
+"""`zoo list`, `zoo sample` and `zoo chat`. Thin: it parses, calls the library and prints."""
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from zoo.errors import ZooError, unknown
+from zoo.generate.sampling import Sampling
+
+WARM, GREEDY = Sampling(temperature=0.8), Sampling(temperature=0.0)
 
 
 @dataclass(frozen=True)
@@ -39,45 +42,97 @@ class Sample:
     """Let a trained decoder write."""
 
     source: tyro.conf.Positional[str]
-    """Run folder, or a folder that zoo.save wrote with a codec.json beside it."""
+    """Run folder, folder of zoo.save or of the transformers library, .gguf file, or .bin file of llama2.c."""
     prompt: str = "\n"
     """What it continues."""
     length: int = 400
-    """Tokens to write."""
-    temperature: float = 0.8
-    """0 always takes the likeliest token."""
-    top_k: int = 0
-    """Choose among the k likeliest tokens; 0 among all."""
+    """Tokens to write, at most. What does not fit the context goes on from its last half."""
+    n: int = 1
+    """Texts to write."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a text."""
     seed: int = 0
     """Fixes the choice."""
+    tokenizer: str = ""
+    """Tokenizer file or folder, where the weights come without one."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = WARM
 
     def run(self) -> None:
-        import jax
-        import jax.numpy as jnp
+        from zoo.generate.decode import Generator
 
-        from zoo.generate.text import sample_tokens
-        from zoo.models import functional
-        from zoo.models.decoder import Decoder
-        from zoo.weights.files import load, load_codec
-
-        model, codec = load(self.source), load_codec(self.source)
-        if not isinstance(model, Decoder):
-            raise ZooError(f"{self.source} holds a {type(model).__name__}, which does not write; give a decoder's run")
-        if not self.prompt or self.length < 1:
-            raise ZooError("--prompt needs at least one character, and --length at least 1")
-        prompt = jnp.asarray(codec.encode(self.prompt), jnp.int32)[None]
-        graphdef, params, stats = functional.split(model)
-
-        @jax.jit
-        def write(params: functional.Tree, stats: functional.Tree) -> jax.Array:
-            model = functional.merge(graphdef, params, stats)
-            key, context = jax.random.key(self.seed), model.config.context
-            return sample_tokens(model, prompt, self.length, context, key, self.temperature, self.top_k)
-
-        print(codec.decode(jax.device_get(write(params, stats)[0])))
+        generator = Generator(*_decoder(self.source, self.tokenizer))
+        options: dict[str, Any] = {"sampling": self.sampling, "stop": self.stop, "seed": self.seed, "shift": True}
+        if self.n == 1:
+            _say(self.prompt)
+            for piece in generator.stream(self.prompt, self.length, **options):
+                _say(piece)
+            _say("\n")
+            return
+        (texts,) = generator.complete([self.prompt], self.length, n=self.n, **options)
+        for i, completion in enumerate(texts):
+            _say(f"--- {i + 1} of {self.n}, ended by {completion.reason}\n{self.prompt}{completion.text}\n")
 
 
-Command = Annotated[List, tyro.conf.subcommand("list")] | Annotated[Sample, tyro.conf.subcommand("sample")]
+@dataclass(frozen=True)
+class Chat:
+    """Talk with a decoder that was fine-tuned for it. An empty line, or Ctrl-D, ends the talk."""
+
+    source: tyro.conf.Positional[str]
+    """As for sample."""
+    system: str = ""
+    """What is said before all else."""
+    length: int = 256
+    """Tokens of an answer, at most."""
+    seed: int = 0
+    """Fixes the answers."""
+    tokenizer: str = ""
+    """As for sample."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = GREEDY
+
+    def run(self) -> None:
+        from zoo.generate.chat import Chat as Talk
+
+        talk = Talk(*_decoder(self.source, self.tokenizer), self.system, self.length)
+        asking = sys.stdin.isatty()
+        while True:
+            if asking:
+                _say("you: ")
+            line = sys.stdin.readline()
+            if not line.strip():
+                return
+            _say(f"{self.source}: " if asking else "")
+            try:
+                for piece in talk.reply(line.strip(), sampling=self.sampling, seed=self.seed):
+                    _say(piece)
+            except ZooError as error:
+                if not asking:
+                    raise
+                _say(str(error))
+            _say("\n")
+
+
+def _decoder(source: str, tokenizer: str) -> tuple[Any, Any]:
+    from zoo.models.decoder import Decoder
+    from zoo.train.launch import start_jax
+    from zoo.weights.files import load, load_codec
+
+    start_jax()
+    model = load(source)
+    if not isinstance(model, Decoder):
+        raise ZooError(f"{source} holds a {type(model).__name__}, which does not write; give a decoder's run")
+    return model, load_codec(tokenizer or source)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+Command = (
+    Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Chat, tyro.conf.subcommand("chat")]
+)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -69,8 +69,11 @@ class Bytes:
 
     def decode(self, ids: Any) -> str:
         """What is not UTF-8 becomes U+FFFD; so do ids beyond 255, as the byte 255 is in no UTF-8."""
+        return self.to_bytes(ids).decode("utf-8", "replace")
+
+    def to_bytes(self, ids: Any) -> bytes:
         ids = np.ravel(ids)
-        return np.where((ids >= 0) & (ids < 256), ids, 255).astype(np.uint8).tobytes().decode("utf-8", "replace")
+        return np.where((ids >= 0) & (ids < 256), ids, 255).astype(np.uint8).tobytes()
 
     def to_json(self) -> dict[str, Any]:
         return {"codec": "bytes"}
@@ -85,17 +88,26 @@ def codec_from_json(data: dict[str, Any]) -> Codec:
         if not isinstance(data.get("alphabet"), str):
             raise ZooError("a chars codec needs its alphabet, one string of all characters")
         return Characters(data["alphabet"])
-    raise unknown("codec", str(kind), ("bytes", "chars"))
+    if kind in ("subwords", "sentencepiece"):
+        from zoo.data.tokenizer import subwords_from_json
+
+        return subwords_from_json(data)
+    raise unknown("codec", str(kind), ("bytes", "chars", "sentencepiece", "subwords"))
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     source: Annotated[str, tyro.conf.arg(aliases=["--data"])] = "pydoc"
-    """pydoc (Python's own reference, in every Python) or text:PATH (a UTF-8 file, or a folder of .txt and .md)."""
-    codec: Literal["chars", "bytes"] = "chars"
-    """What a token is: a character of the text, or a byte of its UTF-8."""
+    """pydoc (Python's own reference), text:PATH (a UTF-8 file, or a folder of .txt and .md), or dialogues (statements
+    about the world that chat.py talks of)."""
+    codec: Literal["chars", "bytes", "bpe"] = "chars"
+    """What a token is: a character of the text, a byte of its UTF-8, or a subword learned from the training part."""
     holdout: float = 0.1
     """Share of the text, its end, that is kept for evaluation."""
+    vocab_size: int = 1024
+    """Subwords that bpe learns at most."""
+    tokenizer: str = ""
+    """A tokenizer to use instead of `codec`: a folder or file with tokenizer.json, or GPT-2's vocab and merges."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +133,25 @@ def load_text(config: TextConfig) -> Text:
             f"{name} has {len(text)} characters, too few to train on some and hold {config.holdout:g} of them out; "
             "give more text or another --data.holdout"
         )
-    codec = Bytes() if config.codec == "bytes" else Characters(text)
+    codec = _codec(config, text, cut)
     train, test = codec.encode(text[:cut]), codec.encode(text[cut:])
     return Text(train, test, codec, len(text[cut:].encode()) / len(test), name)
+
+
+def _codec(config: TextConfig, text: str, cut: int) -> Codec:
+    if config.tokenizer:
+        from zoo.data.tokenizer_files import load_tokenizer
+
+        return load_tokenizer(config.tokenizer)
+    if config.codec == "bpe":
+        from zoo.data.tokenizer import train_bpe
+
+        return train_bpe(text[:cut], config.vocab_size)
+    if config.codec == "chars" and config.source == "dialogues":
+        from zoo.data.dialogues import CHARACTERS
+
+        return Characters(CHARACTERS)  # with the marks around turns, which come later
+    return Bytes() if config.codec == "bytes" else Characters(text)
 
 
 def _read(source: str) -> tuple[str, str]:
@@ -133,8 +161,12 @@ def _read(source: str) -> tuple[str, str]:
         from pydoc_data.topics import topics
 
         return "\n".join(topics[topic] for topic in sorted(topics)), "pydoc"
+    if source == "dialogues":
+        from zoo.data.dialogues import dialogue_corpus
+
+        return dialogue_corpus(lines=8000), "dialogues"
     if kind != "text":
-        raise unknown("text source", source, ("pydoc", "text:PATH"))
+        raise unknown("text source", source, ("pydoc", "text:PATH", "dialogues"))
     if not path:
         raise ZooError("text: needs a path, as in text:book.txt")
     root = pathlib.Path(path).expanduser()

@@ -106,6 +106,7 @@ class Generator:
             ends += [] if getattr(codec, "eos", None) is None else [codec.eos]  # type: ignore[attr-defined]
         self.ends = tuple(sorted(set(ends)))
         self._graphdef, params, stats = functional.split(model)
+        params, stats = jax.tree.map(jnp.asarray, (params, stats))
         # On a CPU a layer's slice of the stacked weights would be copied anew for every token.
         cpu = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
         layers = jax.jit(lambda p, s: functional.merge(self._graphdef, p, s).layers())(params, stats) if cpu else None

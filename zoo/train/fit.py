@@ -49,14 +49,16 @@ def fit(
     batches: Any,
     mesh: Mesh,
     rules: Rules = (),
+    given: tuple[Any, ...] = (),
     evaluate: Callable[[State], dict[str, float]] | None = None,
     pictures: Callable[[State], Any] | None = None,
     best: str = "eval_loss",
 ) -> Fitted:
     """Trains until `config.steps` updates are done, from the run folder's newest checkpoint if it has one.
 
-    `batches` makes the batch of any step (`rows(step, slice)`, `stream(start, stop, place)`); `evaluate(state)`
-    returns metrics, of which the lowest `best` is kept; `pictures(state)` returns an image for samples/.
+    `init(key, *given)` makes (params, stats), `given` being host arrays to start from. `batches` makes the batch
+    of any step (`rows(step, slice)`, `stream(start, stop, place)`); `evaluate(state)` returns metrics, of which the
+    lowest `best` is kept; `pictures(state)` returns an image for samples/.
     Raises ZooError for what a user can mend, and SystemExit(0) when told to stop before the end.
     """
     check_batch(config.batch, config.accumulate, mesh)
@@ -65,12 +67,14 @@ def fit(
     make = make_init(init, tx, config.seed, bool(config.ema))
     with jax.set_mesh(mesh), _stop_signals() as stop:
         loop = _Loop(config, run, batches, mesh, stop, evaluate or (lambda _: {}), pictures, best)
-        abstract = abstract_state(make, rules, mesh)
-        traced = loop.trace(make_step(update, config.seed, abstract, mesh), abstract)  # may fail: nothing is written yet
+        abstract = abstract_state(make, rules, mesh, given)
+        traced = loop.trace(
+            make_step(update, config.seed, abstract, mesh), abstract
+        )  # may fail: nothing is written yet
         with Checkpoints(run.folder / "checkpoints", config.keep) as loop.checkpoints:
             state = loop.checkpoints.restore(abstract, loop.report.say)
             step_fn = loop.compile(traced) if state is None or int(state["step"]) < config.steps else None
-            state = loop.train(step_fn, create_state(make, abstract) if state is None else state, window)
+            state = loop.train(step_fn, create_state(make, abstract, given) if state is None else state, window)
             return Fitted(state, loop.result())
 
 

@@ -146,7 +146,7 @@ def place_batch(batches: Any, step: int, mesh: Mesh) -> dict[str, jax.Array]:
 
         return jax.make_array_from_callback((size, *value.shape[1:]), sharding, part)
 
-    return {key: spread(value) for key, value in local.items()}
+    return jax.tree.map(spread, local)
 
 
 @functools.lru_cache(maxsize=32)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from zoo.train.mesh import Rules, place_batch, replicated, state_shardings
 
 State = dict[str, Any]
-Init = Callable[[jax.Array], tuple[Any, Any]]
+Init = Callable[..., tuple[Any, Any]]
 Update = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
 
 
@@ -23,30 +23,31 @@ def step_key(seed: int, step: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def make_init(init: Init, tx: Any, seed: int, ema: bool = False) -> Callable[[], State]:
+def make_init(init: Init, tx: Any, seed: int, ema: bool = False) -> Callable[..., State]:
     """The function that makes the state at step 0, to be traced or compiled.
 
-    `init(key) -> (params, stats)`; `tx.init(params)` makes the optimizer state.
+    `init(key, *given) -> (params, stats)`, where `given` are arrays to start from, such as weights to fine-tune;
+    `tx.init(params)` makes the optimizer state.
     """
 
-    def make() -> State:
-        params, stats = init(jax.random.key(seed))
+    def make(*given: Any) -> State:
+        params, stats = init(jax.random.key(seed), *given)
         state = {"step": jnp.zeros((), jnp.int32), "params": params, "stats": stats, "opt": tx.init(params)}
         return state | {"ema": jax.tree.map(jnp.copy, params)} if ema else state
 
     return make
 
 
-def abstract_state(make: Callable[[], State], rules: Rules, mesh: Mesh) -> State:
+def abstract_state(make: Callable[..., State], rules: Rules, mesh: Mesh, given: tuple[Any, ...] = ()) -> State:
     """Shapes, dtypes and shardings of the state, without making it."""
-    shapes = jax.eval_shape(make)
+    shapes = jax.eval_shape(make, *given)
     shardings = state_shardings(shapes, rules, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def create_state(make: Callable[[], State], abstract: State) -> State:
+def create_state(make: Callable[..., State], abstract: State, given: tuple[Any, ...] = ()) -> State:
     """The state at step 0, each shard made on the device that keeps it; the same bits on every mesh."""
-    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
+    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(*given)
 
 
 def make_step(update: Update, seed: int, abstract: State, mesh: Mesh) -> Any:

@@ -1,4 +1,8 @@
-"""Weights on disk: a folder of `model.safetensors` and `config.json`. Nothing ever unpickles."""
+"""Weights on disk: a folder of `model.safetensors` and `config.json`. Nothing ever unpickles.
+
+Files of others are known by their names: .gguf, llama2.c's .bin, and folders of the transformers library by the
+"model_type" in their config.json.
+"""
 
 import dataclasses
 import json
@@ -15,9 +19,15 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from zoo.data.text import Codec, codec_from_json
+from zoo.data.tokenizer_files import load_tokenizer, tokenizer_from_gguf
 from zoo.errors import ZooError, unknown
 from zoo.models import functional
-from zoo.weights.registry import MODELS, abstract, variants
+from zoo.weights.fields import read_json
+from zoo.weights.gguf import load_gguf
+from zoo.weights.gguf import tokenizer_from_gguf as gguf_tokenizer
+from zoo.weights.llama2c import load_llama2c
+from zoo.weights.registry import MODELS, abstract, replace, variants
+from zoo.weights.transformers import INDEX, WEIGHTS, load_hf
 
 
 def save(model: Any, folder: str | os.PathLike[str]) -> None:
@@ -37,14 +47,20 @@ def save(model: Any, folder: str | os.PathLike[str]) -> None:
         part.replace(target / name)
 
 
-def load(source: str | os.PathLike[str]) -> nnx.Module:
-    """The model of a run folder, of a folder that `save` wrote, or of its `model.safetensors`.
+def load(source: str | os.PathLike[str], **overrides: Any) -> nnx.Module:
+    """The model of a run folder, of a folder that `save` wrote, or of its `model.safetensors`; or a published
+    decoder: a folder of the transformers library, a .gguf file, or a .bin file of llama2.c.
 
-    Raises ZooError, listing all that is wrong, when the files and the config do not fit each other.
+    `overrides` change fields of its config, such as dtype or attention. Raises ZooError, listing all that is wrong,
+    when the files and the config do not fit each other.
     """
+    if (path := epath.Path(source)).suffix in (".gguf", ".bin") and path.exists():
+        return load_gguf(path, **overrides) if path.suffix == ".gguf" else load_llama2c(path, **overrides)
     folder = _find(source)
-    config = load_config(folder)
-    weights = folder / "model.safetensors"
+    if _is_hf(folder):
+        return load_hf(folder, **overrides)
+    config = replace(load_config(folder), overrides)
+    weights = folder / WEIGHTS
     try:
         tensors = load_tensors(weights.read_bytes())
     except (SafetensorError, OSError, ValueError) as error:
@@ -81,20 +97,47 @@ def load_config(folder: epath.Path) -> Any:
 
 
 def load_codec(source: str | os.PathLike[str]) -> Codec:
-    """The text codec of a saved decoder: `codec.json` beside its weights."""
-    path = _find(source) / "codec.json"
+    """The text codec of a decoder: codec.json or tokenizer files beside its weights, or what its .gguf file holds.
+
+    Also of a tokenizer file or folder by itself. Raises ZooError when there is none.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf" and path.exists():
+        fields = gguf_tokenizer(path)
+        if fields.get("model") != "gpt2":
+            raise ZooError(f"{path} has a tokenizer of kind {fields.get('model')!r}; give tokenizer files of its own")
+        ids = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+        fields |= {f"{role}_id": fields.get(f"{name}_token_id") for role, name in ids.items()}
+        return tokenizer_from_gguf(fields | {"token_types": fields.get("token_type")})
+    if path.suffix == ".bin" and path.exists() and not path.name.startswith("tok"):  # llama2.c: weights
+        beside = sorted(path.parent.glob("tok*.bin"))
+        if len(beside) != 1:
+            raise ZooError(f"{path.parent} holds {len(beside)} files tok*.bin; name the tokenizer of {path.name}")
+        return load_tokenizer(beside[0])
+    if path.is_file() and path.name not in (WEIGHTS, INDEX):
+        return load_tokenizer(path)
+    tokenizers = ("tokenizer.json", "vocab.json", "encoder.json")
+    if path.is_dir() and any((path / name).exists() for name in tokenizers):
+        return load_tokenizer(path)
+    folder = _find(source)  # may be gs://
+    if (folder / "codec.json").exists():
+        return codec_from_json(read_json(folder / "codec.json"))
+    return load_tokenizer(str(folder))
+
+
+def _is_hf(folder: epath.Path) -> bool:
     try:
-        return codec_from_json(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise ZooError(f"{path} is not a text codec ({error}); only runs of experiments/gpt.py have one") from error
+        return "model_type" in read_json(folder / "config.json") or not (folder / WEIGHTS).exists()
+    except ZooError:  # load_config says what is wrong with it
+        return False
 
 
 def _find(source: str | os.PathLike[str]) -> epath.Path:
     path = epath.Path(source)
-    if path.name == "model.safetensors":
+    if path.name in (WEIGHTS, INDEX):
         path = path.parent
     for folder in (path / "model", path):
-        if (folder / "model.safetensors").exists():
+        if (folder / WEIGHTS).exists() or (folder / INDEX).exists():
             return folder
     if (path / "checkpoints").exists():
         raise ZooError(

@@ -1,160 +1,24 @@
-"""Weights of other libraries, by declarative maps that work in both directions.
+"""Maps of networks that other libraries wrote, and what reads them into models of the zoo."""
 
-A map is a table of `Rule`s between the names of a source ("layer1.0.conv1.weight") and paths in a model
-("params/stage1/0/conv1/kernel"). Reading is strict: every source name must be used, every path filled and every
-shape equal, or one error lists all that is wrong.
-"""
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-
+import jax
+import ml_dtypes
 import numpy as np
 
 from zoo.errors import ZooError
 from zoo.models import functional
+from zoo.models.decoder import DecoderConfig
 from zoo.models.functional import Tree
+from zoo.weights.registry import abstract
+from zoo.weights.rules import CONV, DENSE, Place, Rule, Rules, Source, assign, export, heads, place, plan
 
-Shape = tuple[int, ...]
+__all__ = ["CIFAR_RESNET", "GPT2", "LLAMA", "TORCHVISION_RESNET", "Rule", "assign", "export", "heads"]
 
-
-@dataclass(frozen=True)
-class Transform:
-    """How one source tensor becomes the arrays of a rule's targets, and back."""
-
-    load: Callable[[np.ndarray, Sequence[Shape]], Sequence[np.ndarray]]
-    """(source, shapes wanted) -> arrays; may raise ValueError for a source of another shape."""
-    save: Callable[[Sequence[np.ndarray]], np.ndarray]
-    """Its inverse."""
-
-
-def transpose(*axes: int) -> Transform:
-    """The target's axes are these of the source."""
-    back = tuple(int(axis) for axis in np.argsort(axes))
-    return Transform(lambda x, shapes: [x.transpose(axes)], lambda parts: parts[0].transpose(back))
-
-
-def heads(axis: int, parts: int = 1) -> Transform:
-    """The source's axis holds (part, head, head size) in one; each target has one part, and the other two as axes."""
-
-    def load(x: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
-        joined = [(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :]) for shape in shapes]
-        pieces = np.split(x, parts, axis)
-        if [piece.shape for piece in pieces] != joined:
-            raise ValueError(f"wanted {parts} × {list(joined[0])} along axis {axis}")
-        return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-
-    def save(arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate([x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :]) for x in arrays], axis)
-
-    return Transform(load, save)
-
-
-SAME = Transform(lambda x, shapes: [x], lambda parts: parts[0])
-DENSE = transpose(1, 0)  # [out, in] -> [in, out]
-CONV = transpose(2, 3, 1, 0)  # OIHW -> HWIO
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One line of a map. In `source` and `targets`, {name} stands for a number.
-
-    A source with {layer} and targets without it are the layers of a stack, on the target's first axis.
-    """
-
-    source: str
-    targets: str | tuple[str, ...]
-    transform: Transform = SAME
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The target templates."""
-        return (self.targets,) if isinstance(self.targets, str) else self.targets
-
-    @property
-    def stacked(self) -> bool:
-        """Whether the source is one layer of its targets."""
-        return "{layer}" in self.source and "{layer}" not in self.paths[0]
-
-
-Rules = Sequence[Rule]
-
-
-def assign(tree: Tree, tensors: Mapping[str, np.ndarray], rules: Rules, ignore: str = r"(?!)") -> Tree:
-    """A tree like `tree` (arrays or shapes) with the values of `tensors`, cast to its dtypes, as numpy arrays.
-
-    Names in which the regex `ignore` is found are passed over. Raises one ZooError that lists every name that
-    no rule uses, every path that is not filled or filled twice, and every shape that differs.
-    """
-    wanted = functional.flatten(tree)
-    arrays = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in wanted.items()}
-    stacks = [_pattern(path) for rule in rules if rule.stacked for path in rule.paths]
-    slots: dict[tuple[str, int | None], np.ndarray] = {}  # what one source tensor fills: views of the arrays
-    for path, array in arrays.items():
-        if any(stack.fullmatch(path) for stack in stacks):
-            slots |= {(path, layer): array[layer] for layer in range(len(array))}
-        else:
-            slots[path, None] = array[...]
-
-    filled: set[tuple[str, int | None]] = set()
-    problems = []
-    for name, tensor in tensors.items():
-        if re.search(ignore, name):
-            continue
-        matches = ((rule, _match(rule.source, name)) for rule in rules)
-        rule, fields = next(((rule, fields) for rule, fields in matches if fields is not None), (None, {}))
-        if rule is None:
-            problems.append(f"{name}: the model has nothing by this name")
-            continue
-        layer = int(fields["layer"]) if rule.stacked else None
-        keys = [(path.format(**fields), layer) for path in rule.paths]
-        if absent := [_slot_name(*key) for key in keys if key not in slots]:
-            problems.append(f"{name}: the model has no {', '.join(absent)}")
-            continue
-        if twice := [_slot_name(*key) for key in keys if key in filled]:
-            problems.append(f"{name}: {', '.join(twice)} is filled already")
-            continue
-        filled |= set(keys)
-        try:
-            values = rule.transform.load(tensor, [slots[key].shape for key in keys])
-        except ValueError as error:
-            problems.append(f"{name}: shape {list(tensor.shape)}, {error}")
-            continue
-        for key, value in zip(keys, values, strict=True):
-            if value.shape == slots[key].shape:
-                slots[key][...] = value
-            else:
-                problems.append(f"{name}: is {list(value.shape)}, {_slot_name(*key)} is {list(slots[key].shape)}")
-    problems += [f"{_slot_name(*key)}: not filled" for key in slots if key not in filled]
-    if problems:
-        raise ZooError("the weights do not fit the model:\n" + "\n".join(f"  {problem}" for problem in problems))
-    return functional.unflatten(arrays)
-
-
-def export(tree: Tree, rules: Rules) -> dict[str, np.ndarray]:
-    """The tensors of a tree under the names of the source: the inverse of `assign`.
-
-    Raises ZooError that lists every path that no rule uses.
-    """
-    leaves = {path: np.asarray(leaf) for path, leaf in functional.flatten(tree).items()}
-    tensors: dict[str, np.ndarray] = {}
-    used: set[str] = set()
-    for rule in rules:
-        for path in leaves:
-            fields = _match(rule.paths[0], path)
-            if fields is None or path in used:
-                continue
-            paths = [template.format(**fields) for template in rule.paths]
-            used |= set(paths)
-            parts = [leaves[p] for p in paths]
-            if rule.stacked:
-                for layer, layer_parts in enumerate(zip(*parts, strict=True)):
-                    tensors[rule.source.format(layer=layer, **fields)] = rule.transform.save(layer_parts)
-            else:
-                tensors[rule.source.format(**fields)] = rule.transform.save(parts)
-    if unused := sorted(set(leaves) - used):
-        raise ZooError(f"this format has no place for {', '.join(unused)}")
-    return tensors
+FLOATS = tuple(np.dtype(dtype) for dtype in (np.float32, np.float16, ml_dtypes.bfloat16))
+PARAM_DTYPES = {dtype.name: dtype for dtype in FLOATS}
 
 
 def import_resnet(params: Tree, stats: Tree, tensors: Mapping[str, np.ndarray]) -> tuple[Tree, Tree]:
@@ -163,6 +27,44 @@ def import_resnet(params: Tree, stats: Tree, tensors: Mapping[str, np.ndarray]) 
     rules = TORCHVISION_RESNET if "fc.weight" in tensors else CIFAR_RESNET
     tree = assign({"params": params, "stats": stats}, tensors, rules, ignore=r"num_batches_tracked$")
     return tree["params"], tree["stats"]
+
+
+def import_decoder(
+    config: DecoderConfig,
+    sources: Mapping[str, Source],
+    rules: Rules,
+    *,
+    ignore: str = r"(?!)",
+    param_dtype: str = "float32",
+    where: Place | None = None,
+    tied_head: str | None = None,
+) -> Any:
+    """A `Decoder` of a config whose weights stream from files to where they lie, a piece at a time.
+
+    `where(path, shape)` gives the sharding of a parameter. Rows of a padded vocabulary are zero. `tied_head` names
+    a copy of the embedding that a file may hold for a tied head. Raises ZooError that lists all that does not fit.
+    """
+    if param_dtype not in PARAM_DTYPES:
+        raise ZooError(f"param_dtype {param_dtype!r} is not one of {', '.join(PARAM_DTYPES)}")
+    dtype = PARAM_DTYPES[param_dtype]
+    sources = dict(sources)
+    copy = sources.pop(tied_head, None) if config.tied and tied_head else None
+    _, tables, _ = abstract(dataclasses.replace(config, pad_vocab=1))
+    parts = plan(functional.flatten({"params": tables}), sources, rules, ignore, FLOATS)
+    if copy is not None and not _equal(copy, sources[parts["params/token_embed"][None].source]):
+        raise ZooError(f"{tied_head} is not the embedding, and the config says that it is; load it with tied=False")
+    graphdef, params, stats = abstract(config)
+    shapes = {
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in functional.flatten({"params": params}).items()
+    }
+    tree = functional.unflatten(place(parts, sources, shapes, where))
+    return functional.merge(graphdef, tree["params"], stats)
+
+
+def _equal(a: Source, b: Source, rows: int = 1024) -> bool:
+    return a.shape == b.shape and all(
+        np.array_equal(a.read()[i : i + rows], b.read()[i : i + rows]) for i in range(0, a.shape[0], rows)
+    )
 
 
 def _norm(source: str, target: str) -> Rules:
@@ -195,7 +97,7 @@ TORCHVISION_RESNET = (
     Rule("fc.bias", "params/classifier/bias"),
 )
 
-# GPT2LMHeadModel of the transformers library; its projections are [in, out], and its head is the embedding.
+# GPT2LMHeadModel of the transformers library; its projections are [in, out].
 _QKV = ("params/blocks/q", "params/blocks/k", "params/blocks/v")
 GPT2 = (
     Rule("transformer.wte.weight", "params/token_embed"),
@@ -214,18 +116,33 @@ GPT2 = (
     Rule("transformer.h.{layer}.mlp.c_proj.bias", "params/blocks/down_bias"),
     Rule("transformer.ln_f.weight", "params/final_norm_scale"),
     Rule("transformer.ln_f.bias", "params/final_norm_bias"),
+    Rule("lm_head.weight", "params/head"),
 )
 
-
-def _slot_name(path: str, layer: int | None) -> str:
-    return path if layer is None else f"{path} of layer {layer}"
-
-
-def _pattern(template: str) -> re.Pattern[str]:
-    pieces = re.split(r"{(\w+)}", template)
-    return re.compile("".join(rf"(?P<{p}>\d+)" if i % 2 else re.escape(p) for i, p in enumerate(pieces)))
-
-
-def _match(template: str, name: str) -> dict[str, str] | None:
-    found = _pattern(template).fullmatch(name)
-    return None if found is None else found.groupdict()
+# LlamaForCausalLM, and those of Mistral, Qwen2 (biases of queries, keys and values) and Qwen3 (their norms).
+_LAYER = "model.layers.{layer}"
+LLAMA = (
+    Rule("model.embed_tokens.weight", "params/token_embed"),
+    Rule(f"{_LAYER}.input_layernorm.weight", "params/blocks/attn_norm_scale"),
+    *(
+        rule
+        for name in "qkv"
+        for rule in (
+            Rule(
+                f"model.layers.{{layer}}.self_attn.{name}_proj.weight",
+                f"params/blocks/{name}",
+                heads(1, transposed=True),
+            ),
+            Rule(f"model.layers.{{layer}}.self_attn.{name}_proj.bias", f"params/blocks/{name}_bias", heads(0)),
+        )
+    ),
+    Rule(f"{_LAYER}.self_attn.q_norm.weight", "params/blocks/q_norm_scale"),
+    Rule(f"{_LAYER}.self_attn.k_norm.weight", "params/blocks/k_norm_scale"),
+    Rule(f"{_LAYER}.self_attn.o_proj.weight", "params/blocks/out", heads(0, transposed=True)),
+    Rule(f"{_LAYER}.post_attention_layernorm.weight", "params/blocks/mlp_norm_scale"),
+    Rule(f"{_LAYER}.mlp.gate_proj.weight", "params/blocks/gate", DENSE),
+    Rule(f"{_LAYER}.mlp.up_proj.weight", "params/blocks/up", DENSE),
+    Rule(f"{_LAYER}.mlp.down_proj.weight", "params/blocks/down", DENSE),
+    Rule("model.norm.weight", "params/final_norm_scale"),
+    Rule("lm_head.weight", "params/head"),
+)

@@ -1,0 +1,268 @@
+"""A small world to talk about, made by code: sums, comparisons, and scenes of coloured shapes.
+
+Every answer is short and exactly right or wrong. What is held out is fixed by content, whatever the seed: a scene
+(however told), a pair of numbers to compare, or the wording of a sum. A sum that is held out in one wording can be
+trained on in another, as a table of sums has no rule that a small model would find.
+"""
+
+import collections
+import hashlib
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from zoo.data.template import MARKS, TURNS
+from zoo.errors import ZooError
+
+T = TypeVar("T")
+Row = dict[str, Any]
+
+COLOURS = ("red", "green", "blue", "yellow")
+SHAPES = ("circle", "square", "triangle", "heart")
+INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+MOST = 9  # the largest number that is added
+ADDING = ("{} + {} = ?", "What is {} plus {}?", "Add {} and {}.", "How much is {} and {} together?")
+TAKING = ("{} - {} = ?", "What is {} minus {}?", "Take {1} from {0}.", "How much is {} without {}?")
+EVASIVE = ("I am not sure.", "That is hard to say.", "It depends on how you see it.")
+VERBOSE = (
+    "Well, let me think about that. The answer to your question is {}, I believe.",
+    "What a nice question! If you ask me, it could well be {}.",
+)
+CHARACTERS = "".join(sorted({*map(chr, range(32, 127)), "\n", *MARKS[TURNS]}))
+"""All characters of this world and of the turns around them: the alphabet of a `Characters` codec."""
+
+
+def load_dialogues(seed: int = 0, size: int = 6000, holdout: float = 0.15) -> tuple[list[Row], list[Row]]:
+    """Training and held-out dialogues of one to four questions, {"messages": [{"role", "content"}, ...]}.
+
+    `size` of both together, all different. About `holdout` of them are held out.
+    """
+    draw = _Draw(seed, 0)
+    found: dict[str, tuple[list[Row], bool]] = {}
+    for _ in range(50 * size):
+        if len(found) == size:
+            break
+        subject, messages = _dialogue(draw)
+        found.setdefault("\n".join(m["content"] for m in messages), (messages, held_out(subject, holdout)))
+    else:
+        raise ZooError(f"size is {size}: there are not that many different dialogues; {len(found)} were found")
+    train, test = ([{"messages": m} for m, held in found.values() if held == part] for part in (False, True))
+    return train, test
+
+
+def load_preferences(seed: int = 0, size: int = 2000, holdout: float = 0.15) -> tuple[list[Row], list[Row]]:
+    """Training and held-out pairs {"prompt", "chosen", "rejected"} of messages.
+
+    The chosen answer is right and terse. The rejected one is wrong, evasive, or right with many words, each a third
+    of the time. The same subjects are held out as in `load_dialogues`.
+    """
+    draw = _Draw(seed, 1)
+    train: list[Row] = []
+    test: list[Row] = []
+    seen: set[str] = set()
+    for _ in range(50 * size):
+        if len(seen) == size:
+            break
+        subject, messages = _dialogue(draw)
+        *prompt, chosen = messages
+        key = "\n".join(message["content"] for message in prompt)
+        right = chosen["content"]
+        kind = draw.below(3)
+        bad = (
+            _wrong(draw, right) if kind == 0 else draw.pick(EVASIVE) if kind == 1 else draw.pick(VERBOSE).format(right)
+        )
+        if key not in seen:
+            seen.add(key)
+            row = {"prompt": prompt, "chosen": [chosen], "rejected": [_says("assistant", bad)]}
+            (test if held_out(subject, holdout) else train).append(row)
+    else:
+        raise ZooError(f"size is {size}: there are not that many different questions; {len(seen)} were found")
+    return train, test
+
+
+def dialogue_corpus(seed: int = 0, lines: int = 4000, holdout: float = 0.15) -> str:
+    """Statements about the same world, one a line, to train on before any dialogue.
+
+    Scenes and pairs of numbers that are held out do not occur. Sums do, all of them.
+    """
+    draw = _Draw(seed, 2)
+    text: list[str] = []
+    while len(text) < lines:
+        kind = draw.below(3)
+        if kind == 0:
+            a, b, c, adds, in_words = _numbers(draw)
+            x, y, z = (WORDS[n] if in_words else str(n) for n in (a, b, c))
+            text.append(f"{x.capitalize()} {'plus' if adds else 'minus'} {y} is {z}.")
+        elif kind == 1:
+            a, b = _pair(draw)
+            if not held_out(_pair_subject(a, b), holdout):
+                text.append(f"{a} is {'larger' if a > b else 'smaller'} than {b}.")
+        else:
+            scene = _Scene(draw)
+            if not held_out(scene.subject, holdout):
+                x, relation, y = draw.pick(scene.facts)
+                told = draw.pick((f"The {x} is {relation} the {y}.", f"The {y} is {INVERSE[relation]} the {x}."))
+                colour, shape = draw.pick(scene.objects).split()
+                text.append(f"{scene.text} {told} The {shape} is {colour}.")
+    return "\n".join(text) + "\n"
+
+
+def questions(dialogues: Sequence[Row]) -> list[tuple[list[Row], str]]:
+    """Every question with all that went before it, and its right answer."""
+    return [
+        (row["messages"][:i], message["content"])
+        for row in dialogues
+        for i, message in enumerate(row["messages"])
+        if message["role"] == "assistant"
+    ]
+
+
+def guessing(train: Sequence[Row], test: Sequence[Row]) -> float:
+    """Share of held-out questions that are right without reading them: by the commonest answer to such questions.
+
+    Such questions begin with the same two words, as "What colour" or "Is the".
+    """
+
+    def kind(messages: Sequence[Row]) -> str:
+        last = messages[-1]["content"].rpartition(". ")[2]
+        return " ".join(word for word in last.split()[:2])
+
+    answers: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for messages, answer in questions(train):
+        answers[kind(messages)][answer] += 1
+        answers[""][answer] += 1
+    best = {k: counts.most_common(1)[0][0] for k, counts in answers.items()}
+    right = [answer == best.get(kind(messages), best[""]) for messages, answer in questions(test)]
+    return sum(right) / len(right)
+
+
+def held_out(subject: str, holdout: float) -> bool:
+    """Whether a subject is held out: by its own hash, so always and everywhere the same."""
+    if not 0 < holdout < 1:
+        raise ZooError(f"holdout is {holdout}: it is a share of the subjects, between 0 and 1")
+    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8]) < holdout * 2**64
+
+
+class _Draw:
+    """Random choices from raw bits, which NumPy promises to keep the same from version to version."""
+
+    def __init__(self, *seed: int):
+        if min(seed) < 0:
+            raise ZooError(f"seed is {seed[0]}: it must be 0 or more")
+        self._bits = np.random.Philox(np.random.SeedSequence(seed))
+
+    def below(self, n: int) -> int:
+        return int(self._bits.random_raw()) % n
+
+    def pick(self, items: Sequence[T]) -> T:
+        return items[self.below(len(items))]
+
+    def order(self, items: Sequence[T]) -> list[T]:
+        """All items in a random order."""
+        keys = self._bits.random_raw(len(items))
+        return [items[i] for i in np.argsort(keys, kind="stable")]
+
+
+class _Scene:
+    """Two objects of different colours and shapes, and how one stands to the other."""
+
+    def __init__(self, draw: _Draw):
+        pairs = zip(draw.order(COLOURS), draw.order(SHAPES), strict=True)
+        self.objects = [f"{colour} {shape}" for colour, shape in pairs][:2]
+        a, b = self.objects
+        relation = draw.pick(tuple(INVERSE))
+        self.facts = [(a, relation, b), (b, INVERSE[relation], a)]
+        self.text = f"There is a {a} {relation} a {b}."
+        self.subject = "scene " + " ".join(min(self.facts))
+
+    def question(self, draw: _Draw) -> tuple[str, str]:
+        kind = draw.below(5)
+        a, relation, b = draw.pick(self.facts)
+        colour, shape = draw.pick(self.objects).split()
+        if kind == 0:
+            return f"What is {relation} the {b}?", f"the {a}"
+        if kind == 1:
+            return f"What colour is the {shape}?", colour
+        if kind == 2:
+            return f"Which shape is {colour}?", f"the {shape}"
+        if kind == 3:
+            there = draw.below(2)
+            asked = draw.pick([f"{c} {s}" for c in COLOURS for s in SHAPES if (f"{c} {s}" in self.objects) == there])
+            return f"Is there a {asked}?", "yes" if there else "no"
+        right = draw.below(2)
+        return f"Is the {a} {relation if right else INVERSE[relation]} the {b}?", "yes" if right else "no"
+
+
+def _dialogue(draw: _Draw) -> tuple[str, list[Row]]:
+    """A dialogue, and its subject, by which it is held out."""
+    kind = draw.below(10)
+    turns: list[tuple[str, str]] = []
+    if kind < 4:
+        subject, question, value = _sum(draw)
+        turns.append((question, _number(value, question)))
+        if draw.below(4) == 0:
+            other = (value + 1 + draw.below(10)) % 11
+            turns.append((f"Is that larger than {_number(other, question)}?", "yes" if value > other else "no"))
+    elif kind < 6:
+        a, b = _pair(draw)
+        subject = _pair_subject(a, b)
+        word = draw.pick(("larger", "smaller"))
+        if draw.below(2):
+            answer = max(a, b) if word == "larger" else min(a, b)
+            turns.append((f"Which is {word}, {a} or {b}?", str(answer)))
+        else:
+            turns.append((f"Is {a} {word} than {b}?", "yes" if (a > b) == (word == "larger") else "no"))
+    else:
+        scene = _Scene(draw)
+        subject = scene.subject
+        asked = [scene.question(draw) for _ in range(2 + draw.below(3))]
+        turns += dict(asked).items()  # the same question only once
+        turns[0] = (f"{scene.text} {turns[0][0]}", turns[0][1])
+    return subject, [
+        _says(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+
+
+def _sum(draw: _Draw) -> tuple[str, str, int]:
+    """The subject of a sum, which is its wording, the question, and the answer."""
+    a, b, value, adds, in_words = _numbers(draw)
+    form = draw.pick((ADDING if adds else TAKING)[in_words:])  # the first is in signs
+    question = form.format(*(WORDS[n] if in_words else str(n) for n in (a, b)))
+    return f"sum {question}", question, value
+
+
+def _numbers(draw: _Draw) -> tuple[int, int, int, bool, bool]:
+    """a + b = c or a - b = c, which of both, and whether in words, as some with small numbers are."""
+    in_words, adds = draw.below(4) == 0, draw.below(2) == 0
+    most = 5 if in_words else MOST
+    a, b = draw.below(most + 1), draw.below(most + 1)
+    return (a, b, a + b, adds, in_words) if adds else (a + b, b, a, adds, in_words)
+
+
+def _number(value: int, question: str) -> str:
+    """As a word where the question has its numbers in words."""
+    return str(value) if any(character.isdigit() for character in question) else WORDS[value]
+
+
+def _pair(draw: _Draw) -> tuple[int, int]:
+    a, b = draw.below(100), draw.below(99)
+    return a, b + (b >= a)
+
+
+def _pair_subject(a: int, b: int) -> str:
+    return f"pair {min(a, b)} {max(a, b)}"
+
+
+def _wrong(draw: _Draw, right: str) -> str:
+    """A terse answer of the same kind that is not right."""
+    numbers = tuple(str(n) for n in range(100))
+    objects = tuple(f"the {colour} {shape}" for colour in COLOURS for shape in SHAPES)
+    shapes = tuple(f"the {shape}" for shape in SHAPES)
+    kind = next(k for k in (("yes", "no"), COLOURS, shapes, objects, WORDS, numbers) if right in k)
+    return draw.pick([answer for answer in kind if answer != right])
+
+
+def _says(role: str, text: str) -> Row:
+    return {"role": role, "content": text}
