@@ -408,7 +408,7 @@ def test_files_without_use_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.data.chat.MOST_LINE", 100)
     good = {"messages": [HI, HELLO]}
     path = write(tmp_path / "long.jsonl", [{"messages": [HI, HELLO, BYE, BYE, BYE]}, good])
-    with pytest.raises(ZooError, match="1 of 2 lines .*\n  line 1: longer than"):
+    with pytest.raises(ZooError, match=r"1 of 2 lines .*\n  line 1: longer than"):
         read_dialogues(path)
     assert read_dialogues(path, skip_broken=True)[0] == [[HI, HELLO]]
 
