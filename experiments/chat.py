@@ -42,7 +42,7 @@ class Config(TrainConfig):
     """Learn answers with all weights, or with low-rank adapters; or prefer one answer over another (DPO)."""
     start: Annotated[str, tyro.conf.arg(aliases=["--from"])] = "runs/gpt-dialogues"
     """Run folder, weights folder or GGUF file to start from."""
-    context: int = 256
+    context: int = 128
     """Tokens of a row; several dialogues share one."""
     answers: int = 400
     """Held-out questions to answer at each evaluation."""
@@ -53,8 +53,9 @@ class Config(TrainConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
+MUON = OptimConfig(name="muon", lr=0.02, adam_lr=1e-2, momentum=0.95, schedule="linear", warmup=0.0)
 ADAM = OptimConfig(lr=1e-3, b2=0.99, clip=1.0, schedule="linear")
-SFT = Config(steps=1000, batch=16, eval_every=250, save_every=250, optim=ADAM)
+SFT = Config(steps=1000, batch=16, eval_every=250, save_every=250, optim=MUON)
 LORA = replace(SFT, method="lora", steps=1500, optim=replace(ADAM, lr=5e-3))
 DPO = replace(
     SFT, method="dpo", start="runs/chat", steps=200, eval_every=50, save_every=50, optim=replace(ADAM, lr=5e-5)

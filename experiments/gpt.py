@@ -51,7 +51,11 @@ SHAKESPEARE = Config(model="gpt-modern-xs", context=64, steps=250, batch=16, eva
 LONG = Config(model="gpt-modern-xs", steps=1600, batch=12, eval_every=800, save_every=800, optim=MUON)
 # What chat.py starts from
 WORLD = replace(
-    PYDOC, model="gpt-modern", context=256, steps=600, batch=8, data=TextConfig("dialogues"), sample_tokens=200
+    PYDOC,
+    model="gpt-modern",
+    steps=300,
+    sample_tokens=60,
+    data=TextConfig("dialogues", codec="bpe", vocab_size=512),
 )
 PRESETS = {"pydoc": PYDOC, "dialogues": WORLD, "shakespeare": SHAKESPEARE, "shakespeare-long": LONG}
 

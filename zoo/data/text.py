@@ -146,7 +146,13 @@ def _codec(config: TextConfig, text: str, cut: int) -> Codec:
     if config.codec == "bpe":
         from zoo.data.tokenizer import train_bpe
 
-        return train_bpe(text[:cut], config.vocab_size)
+        learned = text[:cut]
+        if config.source == "dialogues":  # the words of questions and of who speaks, too
+            from zoo.data.dialogues import load_dialogues
+
+            messages = [message for row in load_dialogues()[0] for message in row["messages"]]
+            learned += "\n".join(f"{message['role']}\n{message['content']}" for message in messages)
+        return train_bpe(learned, config.vocab_size)
     if config.codec == "chars" and config.source == "dialogues":
         from zoo.data.dialogues import CHARACTERS
 
