@@ -82,7 +82,12 @@ def main(config: Config, run: Run) -> None:
     for note in (*chat.notes, *train.notes):
         run.say(note)
     asked = [messages for messages in chat.test if messages[-1]["role"] == "assistant"][: config.answers]
+    length = 2 + max((len(codec.encode(messages[-1]["content"])) for messages in asked), default=0)
     prompts = [encode_prompt(messages[:-1], codec).tolist() for messages in asked]
+    fitting = [i for i, prompt in enumerate(prompts) if len(prompt) + length <= start.config.context]
+    asked, prompts = [asked[i] for i in fitting], [prompts[i] for i in fitting]
+    if not asked:
+        raise ZooError(f"no held-out question fits a context of {start.config.context} tokens with its answer")
     run.say(f"{len(train):,} rows to learn from, {len(test):,} held out, {len(asked):,} questions to answer")
 
     # Objective
@@ -142,8 +147,6 @@ def main(config: Config, run: Run) -> None:
     def written(state):
         """What the model answers to the held-out questions."""
         generator, found = Generator(tuned(state), codec, end_ids(codec)), []
-        length = max(len(codec.encode(messages[-1]["content"])) for messages in asked) + 4
-        length = min(length, start.config.context - max(map(len, prompts)))
         for i in range(0, len(prompts), 64):
             part = generator.complete(prompts[i : i + 64], length, sampling=Sampling(temperature=0))
             found += [completion.text.strip() for (completion,) in part]

@@ -102,10 +102,7 @@ def dialogue_corpus(seed: int = 0, lines: int = 4000, holdout: float = 0.15) -> 
         else:
             scene = _Scene(draw)
             if not held_out(scene.subject, holdout):
-                x, relation, y = draw.pick(scene.facts)
-                told = draw.pick((f"The {x} is {relation} the {y}.", f"The {y} is {INVERSE[relation]} the {x}."))
-                colour, shape = draw.pick(scene.objects).split()
-                text.append(f"{scene.text} {told} The {shape} is {colour}.")
+                text.append(" ".join((scene.text, *draw.order(scene.statements)[:4])))
     return "\n".join(text) + "\n"
 
 
@@ -175,6 +172,10 @@ class _Scene:
         relation = draw.pick(tuple(INVERSE))
         self.facts = [(a, relation, b), (b, INVERSE[relation], a)]
         self.text = f"There is a {a} {relation} a {b}."
+        words = [name.split() for name in self.objects]
+        self.statements = [f"The {x} is {r} the {y}." for x, r, y in self.facts]
+        self.statements += [f"The {shape} is {colour}." for colour, shape in words]
+        self.statements += [f"The {colour} shape is the {shape}." for colour, shape in words]
         self.subject = "scene " + " ".join(min(self.facts))
 
     def question(self, draw: _Draw) -> tuple[str, str]:
