@@ -59,7 +59,7 @@ def problem(b, t, d, v):
 def total(hidden, table, tokens, weights, chunk=None, label_smoothing=0.0, dtype=jnp.float32):
     """The weighted sum of the losses, plain or in chunks; the table is closed over."""
     logits_of = lambda h: jnp.einsum(
-        "btd,vd->btv", h.astype(dtype), table.astype(dtype), preferred_element_type=jnp.float32
+        "btd,vd->btv", h.astype(dtype).astype(jnp.float32), table.astype(dtype).astype(jnp.float32)
     )
     if chunk is None:
         losses = cross_entropy(logits_of(hidden), tokens[:, 1:], label_smoothing)
