@@ -119,8 +119,11 @@ def test_parts_are_cut_at_their_borders_and_else_as_the_whole(learned):
     across = learned.encode_parts(["jum", "ps over"])  # a token of the whole text lies across the border
     assert len(np.concatenate(across)) > len(whole)
     assert [learned.decode(ids) for ids in across] == ["jum", "ps over"]
-    space = learned.encode_parts(["over ", "lazy"])
-    assert [learned.decode(ids) for ids in space] == ["over ", "lazy"]
+    # Published files have a post-processor that takes the space out of a token's offsets: " lazy" would seem to fit.
+    spec = learned.to_json()["tokenizer"]
+    spec["post_processor"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    for codec in (learned, Subwords(spec)):
+        assert [codec.decode(ids) for ids in codec.encode_parts(["as ", "specified"])] == ["as ", "specified"]
 
 
 def test_long_texts_are_encoded_in_parts_with_the_same_tokens(learned, monkeypatch):

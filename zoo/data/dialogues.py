@@ -7,6 +7,7 @@ trained on in another, as a table of sums has no rule that a small model would f
 
 import collections
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -17,19 +18,22 @@ from zoo.errors import ZooError
 
 T = TypeVar("T")
 Row = dict[str, Any]
+Turn = tuple[str, str]  # a question and its answer
 
-COLOURS = ("red", "green", "blue", "yellow")
-SHAPES = ("circle", "square", "triangle", "heart")
+COLOURS = ("blue", "gold", "pink", "teal")
+SHAPES = ("cube", "disk", "ring", "star")
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+SIDES = {"left of": "on the left", "right of": "on the right", "above": "at the top", "below": "at the bottom"}
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 MOST = 9  # the largest number that is added
-ADDING = ("{} + {} = ?", "What is {} plus {}?", "Add {} and {}.", "How much is {} and {} together?")
-TAKING = ("{} - {} = ?", "What is {} minus {}?", "Take {1} from {0}.", "How much is {} without {}?")
+ADDING = ("{} + {} = ?", "What is {} plus {}?")
+TAKING = ("{} - {} = ?", "What is {} minus {}?")
 EVASIVE = ("I am not sure.", "That is hard to say.", "It depends on how you see it.")
 VERBOSE = (
     "Well, let me think about that. The answer to your question is {}, I believe.",
     "What a nice question! If you ask me, it could well be {}.",
 )
+_NAMES = re.compile(rf"\b(\d+|{'|'.join(COLOURS + SHAPES + WORDS)})\b")
 CHARACTERS = "".join(sorted({*map(chr, range(32, 127)), "\n", *MARKS[TURNS]}))
 """All characters of this world and of the turns around them: the alphabet of a `Characters` codec."""
 
@@ -44,8 +48,8 @@ def load_dialogues(seed: int = 0, size: int = 6000, holdout: float = 0.15) -> tu
     for _ in range(50 * size):
         if len(found) == size:
             break
-        subject, messages = _dialogue(draw)
-        found.setdefault("\n".join(m["content"] for m in messages), (messages, held_out(subject, holdout)))
+        held, messages = _dialogue(draw, holdout)
+        found.setdefault("\n".join(m["content"] for m in messages), (messages, held))
     else:
         raise ZooError(f"size is {size}: there are not that many different dialogues; {len(found)} were found")
     train, test = ([{"messages": m} for m, held in found.values() if held == part] for part in (False, True))
@@ -65,7 +69,7 @@ def load_preferences(seed: int = 0, size: int = 2000, holdout: float = 0.15) -> 
     for _ in range(50 * size):
         if len(seen) == size:
             break
-        subject, messages = _dialogue(draw)
+        held, messages = _dialogue(draw, holdout)
         *prompt, chosen = messages
         key = "\n".join(message["content"] for message in prompt)
         right = chosen["content"]
@@ -76,7 +80,7 @@ def load_preferences(seed: int = 0, size: int = 2000, holdout: float = 0.15) -> 
         if key not in seen:
             seen.add(key)
             row = {"prompt": prompt, "chosen": [chosen], "rejected": [_says("assistant", bad)]}
-            (test if held_out(subject, holdout) else train).append(row)
+            (test if held else train).append(row)
     else:
         raise ZooError(f"size is {size}: there are not that many different questions; {len(seen)} were found")
     return train, test
@@ -96,13 +100,16 @@ def dialogue_corpus(seed: int = 0, lines: int = 4000, holdout: float = 0.15) -> 
             x, y, z = (WORDS[n] if in_words else str(n) for n in (a, b, c))
             text.append(f"{x.capitalize()} {'plus' if adds else 'minus'} {y} is {z}.")
         elif kind == 1:
-            a, b = _pair(draw)
-            if not held_out(_pair_subject(a, b), holdout):
+            a, b = draw.below(100), draw.below(99)
+            b += b >= a
+            if not held_out(_pair(a, b), holdout):
                 text.append(f"{a} is {'larger' if a > b else 'smaller'} than {b}.")
         else:
             scene = _Scene(draw)
             if not held_out(scene.subject, holdout):
-                text.append(" ".join((scene.text, *draw.order(scene.statements)[:4])))
+                a_, relation, b_ = draw.pick(scene.facts)
+                told = (f"The {a_} is {relation} the {b_}.", f"The {a_} is {SIDES[relation]}.")
+                text.append(" ".join((scene.text, *draw.order(told))))
     return "\n".join(text) + "\n"
 
 
@@ -117,21 +124,19 @@ def questions(dialogues: Sequence[Row]) -> list[tuple[list[Row], str]]:
 
 
 def guessing(train: Sequence[Row], test: Sequence[Row]) -> float:
-    """Share of held-out questions that are right without reading them: by the commonest answer to such questions.
+    """Share of held-out questions that are right by chance.
 
-    Such questions begin with the same two words, as "What colour" or "Is the".
+    By the commonest answer to questions of the same wording, whatever the numbers, colours and shapes in it.
     """
 
-    def kind(messages: Sequence[Row]) -> str:
-        last = messages[-1]["content"].rpartition(". ")[2]
-        return " ".join(word for word in last.split()[:2])
+    def wording(messages: Sequence[Row]) -> str:
+        return _NAMES.sub("_", messages[-1]["content"].rpartition(". ")[2])
 
     answers: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for messages, answer in questions(train):
-        answers[kind(messages)][answer] += 1
-        answers[""][answer] += 1
-    best = {k: counts.most_common(1)[0][0] for k, counts in answers.items()}
-    right = [answer == best.get(kind(messages), best[""]) for messages, answer in questions(test)]
+        answers[wording(messages)][answer] += 1
+    best = {asked: counts.most_common(1)[0][0] for asked, counts in answers.items()}
+    right = [answer == best.get(wording(messages)) for messages, answer in questions(test)]
     return sum(right) / len(right)
 
 
@@ -169,69 +174,61 @@ class _Scene:
         pairs = zip(draw.order(COLOURS), draw.order(SHAPES), strict=True)
         self.objects = [f"{colour} {shape}" for colour, shape in pairs][:2]
         a, b = self.objects
-        relation = draw.pick(tuple(INVERSE))
+        relation = draw.pick(("left of", "above"))
         self.facts = [(a, relation, b), (b, INVERSE[relation], a)]
-        self.text = f"There is a {a} {relation} a {b}."
-        words = [name.split() for name in self.objects]
-        self.statements = [f"The {x} is {r} the {y}." for x, r, y in self.facts]
-        self.statements += [f"The {shape} is {colour}." for colour, shape in words]
-        self.statements += [f"The {colour} shape is the {shape}." for colour, shape in words]
+        self.text = f"A {a} is {relation} a {b}."
         self.subject = "scene " + " ".join(min(self.facts))
 
-    def question(self, draw: _Draw) -> tuple[str, str]:
-        kind = draw.below(5)
+    def question(self, draw: _Draw) -> Turn:
         a, relation, b = draw.pick(self.facts)
-        colour, shape = draw.pick(self.objects).split()
-        if kind == 0:
-            return f"What is {relation} the {b}?", f"the {a}"
-        if kind == 1:
-            return f"What colour is the {shape}?", colour
-        if kind == 2:
-            return f"Which shape is {colour}?", f"the {shape}"
-        if kind == 3:
-            there = draw.below(2)
-            asked = draw.pick([f"{c} {s}" for c in COLOURS for s in SHAPES if (f"{c} {s}" in self.objects) == there])
-            return f"Is there a {asked}?", "yes" if there else "no"
-        right = draw.below(2)
-        return f"Is the {a} {relation if right else INVERSE[relation]} the {b}?", "yes" if right else "no"
+        colour, shape = a.split()
+        return draw.pick(
+            (
+                (f"What is {relation} the {b}?", f"the {a}"),
+                (f"What is {SIDES[relation]}?", f"the {a}"),
+                (f"What colour is {SIDES[relation]}?", colour),
+                (f"Which shape is {SIDES[relation]}?", shape),
+            )
+        )
 
 
-def _dialogue(draw: _Draw) -> tuple[str, list[Row]]:
-    """A dialogue, and its subject, by which it is held out."""
-    kind = draw.below(10)
-    turns: list[tuple[str, str]] = []
+def _dialogue(draw: _Draw, holdout: float) -> tuple[bool, list[Row]]:
+    """A dialogue about what is held out, or about what is not; and which of both."""
+    kind, count = draw.below(10), 1 + draw.below(4)
     if kind < 4:
-        subject, question, value = _sum(draw)
-        turns.append((question, _number(value, question)))
-        if draw.below(4) == 0:
-            other = (value + 1 + draw.below(10)) % 11
-            turns.append((f"Is that larger than {_number(other, question)}?", "yes" if value > other else "no"))
-    elif kind < 6:
-        a, b = _pair(draw)
-        subject = _pair_subject(a, b)
-        word = draw.pick(("larger", "smaller"))
-        if draw.below(2):
-            answer = max(a, b) if word == "larger" else min(a, b)
-            turns.append((f"Which is {word}, {a} or {b}?", str(answer)))
-        else:
-            turns.append((f"Is {a} {word} than {b}?", "yes" if (a > b) == (word == "larger") else "no"))
-    else:
         scene = _Scene(draw)
-        subject = scene.subject
-        asked = [scene.question(draw) for _ in range(2 + draw.below(3))]
-        turns += dict(asked).items()  # the same question only once
+        held = held_out(scene.subject, holdout)
+        turns = list(dict(scene.question(draw) for _ in range(count)).items())  # the same question only once
         turns[0] = (f"{scene.text} {turns[0][0]}", turns[0][1])
-    return subject, [
-        _says(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
+    else:
+        ask = _sum if kind < 8 else _comparison
+        subject, turn = ask(draw)
+        held, turns = held_out(subject, holdout), [turn]
+        while len(turns) < count:
+            subject, turn = ask(draw)
+            if held_out(subject, holdout) == held:
+                turns.append(turn)
+    return held, [_says(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
 
 
-def _sum(draw: _Draw) -> tuple[str, str, int]:
-    """The subject of a sum, which is its wording, the question, and the answer."""
-    a, b, value, adds, in_words = _numbers(draw)
+def _sum(draw: _Draw) -> tuple[str, Turn]:
+    """The subject of a sum, which is its wording; and question and answer."""
+    a, b, c, adds, in_words = _numbers(draw)
     form = draw.pick((ADDING if adds else TAKING)[in_words:])  # the first is in signs
-    question = form.format(*(WORDS[n] if in_words else str(n) for n in (a, b)))
-    return f"sum {question}", question, value
+    x, y, z = (WORDS[n] if in_words else str(n) for n in (a, b, c))
+    question = form.format(x, y)
+    return f"sum {question}", (question, z)
+
+
+def _comparison(draw: _Draw) -> tuple[str, Turn]:
+    """The subject of a comparison, which is the pair of numbers; and question and answer."""
+    a, b = draw.below(100), draw.below(99)
+    b += b >= a
+    turns = (
+        (f"Which is larger, {a} or {b}?", str(max(a, b))),
+        (f"Is {a} larger than {b}?", "yes" if a > b else "no"),
+    )
+    return _pair(a, b), draw.pick(turns)
 
 
 def _numbers(draw: _Draw) -> tuple[int, int, int, bool, bool]:
@@ -242,17 +239,7 @@ def _numbers(draw: _Draw) -> tuple[int, int, int, bool, bool]:
     return (a, b, a + b, adds, in_words) if adds else (a + b, b, a, adds, in_words)
 
 
-def _number(value: int, question: str) -> str:
-    """As a word where the question has its numbers in words."""
-    return str(value) if any(character.isdigit() for character in question) else WORDS[value]
-
-
-def _pair(draw: _Draw) -> tuple[int, int]:
-    a, b = draw.below(100), draw.below(99)
-    return a, b + (b >= a)
-
-
-def _pair_subject(a: int, b: int) -> str:
+def _pair(a: int, b: int) -> str:
     return f"pair {min(a, b)} {max(a, b)}"
 
 
@@ -260,8 +247,7 @@ def _wrong(draw: _Draw, right: str) -> str:
     """A terse answer of the same kind that is not right."""
     numbers = tuple(str(n) for n in range(100))
     objects = tuple(f"the {colour} {shape}" for colour in COLOURS for shape in SHAPES)
-    shapes = tuple(f"the {shape}" for shape in SHAPES)
-    kind = next(k for k in (("yes", "no"), COLOURS, shapes, objects, WORDS, numbers) if right in k)
+    kind = next(k for k in (("yes", "no"), COLOURS, SHAPES, objects, WORDS, numbers) if right in k)
     return draw.pick([answer for answer in kind if answer != right])
 
 
