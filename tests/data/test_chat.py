@@ -92,6 +92,7 @@ def test_what_published_templates_rely_on():
         ("{{ messages[0].content.a.b }}", "has no attribute 'a'"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{% include 'secrets' %}", "no loader"),
+        ("{{ lipsum(n=1000000) }}", "'lipsum' is undefined"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ cycler.__init__.__globals__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
@@ -282,7 +283,7 @@ def test_packing_keeps_every_prediction_and_predicts_across_no_border():
 
 
 def test_long_dialogues_end_after_a_whole_answer_or_are_left_out():
-    rows = pack([toy(9, "001100111"), toy(8, "00001111"), toy(3)], context=5)
+    rows = pack([toy(9, "001100100"), toy(8, "00001111"), toy(3)], context=5)
     assert rows.arrays["tokens"].tolist() == [[900, 901, 902, 903, 0, 0], [300, 301, 302, 0, 0, 0]]
     assert rows.notes == (
         "1 dialogues longer than 6 tokens cut after a whole answer",

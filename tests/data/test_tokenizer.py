@@ -128,8 +128,9 @@ def test_parts_are_cut_at_their_borders_and_else_as_the_whole(learned):
 
 def test_long_texts_are_encoded_in_parts_with_the_same_tokens(learned, monkeypatch):
     whole = learned.encode(ENGLISH)
-    monkeypatch.setattr("zoo.data.tokenizer._CHUNK", 50)
-    np.testing.assert_array_equal(learned.encode(ENGLISH), whole)
+    for chunk in range(1, 60):
+        monkeypatch.setattr("zoo.data.tokenizer._CHUNK", chunk)
+        np.testing.assert_array_equal(learned.encode(ENGLISH), whole)
 
 
 @pytest.mark.parametrize("kind", ["learned", "bytes", "chars", "sentencepiece"])
@@ -198,6 +199,7 @@ def test_pieces_merge_in_the_order_of_their_scores(tiny_pieces):
         ids = tiny_pieces.encode(text)
         assert ids.tolist() == naive(tiny_pieces._tokens, tiny_pieces._scores, text)
         assert tiny_pieces.decode(ids) == text
+    assert [ids.tolist() for ids in tiny_pieces.encode_parts(["a", "a"])] == [[265], [260]]  # one space, at the start
     assert tiny_pieces.encode("aaba").tolist() == [265, 266]  # " a" at -0.5, "ab" before "ba" at -1, "aba" at -1.5
 
 

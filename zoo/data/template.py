@@ -147,6 +147,7 @@ def _environment() -> Any:
             return tree
 
         def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+            _spent.get().take()
             owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)  # Jinja wraps str.format
             if isinstance(owner, str):  # methods such as center, replace and join can make much of little
                 _bounded_length(len(owner) * max([1, *map(_growth, args), *map(_growth, kwargs.values())]) >> 4)
