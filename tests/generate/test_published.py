@@ -23,6 +23,7 @@ def test_stories260k_writes_the_expected_ids_and_text(assets):
     generator = Generator(zoo.load(source), load_codec(source), ends=())
     ((found,),) = generator.complete([ids[:1]], len(ids) - 1, sampling=GREEDY)
     assert found.ids == ids[1:]
+    assert Generator(zoo.load(source), load_codec(source)).ends == (1, 2)  # a new story's BOS ends one, as EOS does
     assert found.text.strip() == text.strip()
 
 

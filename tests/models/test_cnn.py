@@ -152,7 +152,7 @@ def test_option_a_shortcut_by_hand():
 
 
 def test_initial_scales():
-    kernel = cnn.conv(TINY["cifar"], 32, 64, 3, 1, nnx.Rngs(0)).kernel[...]
+    kernel = cnn.conv(32, 64, 3, nnx.Rngs(0), jnp.float32).kernel[...]
     assert float(jnp.std(kernel)) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
     for name, last in (("cifar", "bn2"), ("bottleneck", "bn3")):
         block = cnn.Block(replace(TINY[name], zero_init=True), 4, 4, 1, nnx.Rngs(0))

@@ -16,7 +16,6 @@ from zoo.generate.sampling import Sampling, choose
 from zoo.models import functional
 from zoo.models.decoder import Cache, Decoder
 
-ENDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "</s>")
 LEAST_BUCKET = 16  # prompts and texts are padded to powers of two, so that few programs are compiled
 
 
@@ -98,13 +97,9 @@ class Generator:
     """
 
     def __init__(self, model: Decoder, codec: Codec, ends: Sequence[int] | None = None):
-        """`ends` are the tokens that end a text; by default the codec's eos and its specials among `ENDS`."""
+        """`ends` are the tokens that end a text; by default those that the codec names."""
         self.codec, self.config = codec, model.config
-        if ends is None:
-            specials = getattr(codec, "specials", {})
-            ends = [specials[name] for name in ENDS if name in specials]
-            ends += [] if getattr(codec, "eos", None) is None else [codec.eos]  # type: ignore[attr-defined]
-        self.ends = tuple(sorted(set(ends)))
+        self.ends = tuple(getattr(codec, "ends", ()) if ends is None else ends)
         self._graphdef, params, stats = functional.split(model)
         params, stats = jax.tree.map(jnp.asarray, (params, stats))
         # On a CPU a layer's slice of the stacked weights would be copied anew for every token.

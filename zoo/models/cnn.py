@@ -3,6 +3,7 @@
 Images are float32 [B, H, W, C] in [0, 1]; each network normalises them itself. Logits are float32.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,14 +14,13 @@ from flax.nnx.nn import initializers
 from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError, unknown
+from zoo.models.convolution import BatchNorm, conv, he_init
 from zoo.models.layers import resolve_dtype
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Features = dict[str, jax.Array]
-
-he_init = initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, equation 14
 
 
 @dataclass(frozen=True)
@@ -113,48 +113,24 @@ class CNN(nnx.Module):
         return (logits, {"conv1": conv1, "conv2": conv2, "dense": dense}) if features else logits
 
 
-class BatchNorm(nnx.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) of [B, H, W, C] over all axes but the last, in float32.
-
-    Running statistics keep 0.9 of themselves at each training call, and take the biased variance.
-    """
-
-    def __init__(self, width: int, zero_init: bool = False):
-        self.scale = nnx.Param(jnp.full(width, 0.0 if zero_init else 1.0))
-        self.bias = nnx.Param(jnp.zeros(width))
-        self.mean = nnx.BatchStat(jnp.zeros(width))
-        self.var = nnx.BatchStat(jnp.ones(width))
-
-    def __call__(self, x_bhwc: jax.Array, train: bool) -> jax.Array:
-        x = x_bhwc.astype(jnp.float32)
-        if train:
-            mean, var = jnp.mean(x, axis=(0, 1, 2)), jnp.var(x, axis=(0, 1, 2))
-            self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
-            self.var[...] = 0.9 * self.var[...] + 0.1 * var
-        else:
-            mean, var = self.mean[...], self.var[...]
-        scale = self.scale[...] * jax.lax.rsqrt(var + 1e-5)
-        x = (x - mean[None, None, None]) * scale[None, None, None] + self.bias[...][None, None, None]
-        return x.astype(x_bhwc.dtype)
-
-
 class Block(nnx.Module):
     """A residual block: norm follows convolution, and the sum goes through a ReLU."""
 
     def __init__(self, config: ResNetConfig, inputs: int, width: int, stride: int, rngs: nnx.Rngs):
         self.outputs = 4 * width if config.bottleneck else width
         self.stride = stride
+        plain = functools.partial(conv, rngs=rngs, dtype=resolve_dtype(config.dtype), bias=False)
         if config.bottleneck:  # the stride is in the 3×3 convolution ("v1.5"), not in the first 1×1
-            self.conv1, self.bn1 = conv(config, inputs, width, 1, 1, rngs), BatchNorm(width)
-            self.conv2, self.bn2 = conv(config, width, width, 3, stride, rngs), BatchNorm(width)
-            self.conv3 = conv(config, width, self.outputs, 1, 1, rngs)
+            self.conv1, self.bn1 = plain(inputs, width, 1), BatchNorm(width)
+            self.conv2, self.bn2 = plain(width, width, 3, stride=stride), BatchNorm(width)
+            self.conv3 = plain(width, self.outputs, 1)
             self.bn3 = BatchNorm(self.outputs, config.zero_init)
         else:
-            self.conv1, self.bn1 = conv(config, inputs, width, 3, stride, rngs), BatchNorm(width)
-            self.conv2 = conv(config, width, width, 3, 1, rngs)
+            self.conv1, self.bn1 = plain(inputs, width, 3, stride=stride), BatchNorm(width)
+            self.conv2 = plain(width, width, 3)
             self.bn2 = BatchNorm(width, config.zero_init)
         if config.shortcut == "conv" and (stride != 1 or inputs != self.outputs):
-            self.shortcut_conv = conv(config, inputs, self.outputs, 1, stride, rngs)
+            self.shortcut_conv = plain(inputs, self.outputs, 1, stride=stride)
             self.shortcut_bn = BatchNorm(self.outputs)
 
     def __call__(self, x_bhwc: jax.Array, train: bool) -> jax.Array:
@@ -174,10 +150,11 @@ class ResNet(nnx.Module):
     def __init__(self, config: ResNetConfig, rngs: nnx.Rngs):
         check_config(config)
         self.config = config
+        plain = functools.partial(conv, rngs=rngs, dtype=resolve_dtype(config.dtype), bias=False)
         if config.stem == "cifar":
-            self.conv1 = conv(config, config.channels, config.width, 3, 1, rngs)
+            self.conv1 = plain(config.channels, config.width, 3)
         elif config.stem == "imagenet":
-            self.conv1 = conv(config, config.channels, config.width, 7, 2, rngs)
+            self.conv1 = plain(config.channels, config.width, 7, stride=2)
         else:
             raise unknown("stem", config.stem, ["cifar", "imagenet"])
         if config.shortcut not in ("pad", "conv"):
@@ -214,24 +191,6 @@ class ResNet(nnx.Module):
         out["pooled"] = jnp.mean(x_bhwc, axis=(1, 2), dtype=jnp.float32)
         logits = self.classifier(out["pooled"]).astype(jnp.float32)
         return (logits, out) if features else logits
-
-
-def conv(config: ResNetConfig, inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """A convolution without bias, padded by (size - 1) / 2 on every side.
-
-    "SAME" would pad stride-2 convolutions on one side only, unlike the published weights.
-    """
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (size, size),
-        strides=(stride, stride),
-        padding=((size // 2, size // 2),) * 2,
-        use_bias=False,
-        dtype=resolve_dtype(config.dtype),
-        kernel_init=he_init,
-        rngs=rngs,
-    )
 
 
 def pad_shortcut(x_bhwc: jax.Array, stride: int, outputs: int) -> jax.Array:
