@@ -1,17 +1,20 @@
 """What the benchmarks share: recipes run as commands, and tables of medians."""
 
+import contextlib
 import os
 import re
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 RECIPES = Path(__file__).parent.parent
+STATUS = Path("/proc/self/status")
 
 
 def lines_of(script: str, arguments: list[str], cache: Path):
@@ -29,6 +32,22 @@ def seconds_until(pattern: str, script: str, folder: str, cache: str) -> float:
         if found is None and re.search(pattern, line):
             found = time.perf_counter() - begun
     return found
+
+
+def memory_peak() -> Callable[[], int]:
+    """Starts a measurement; the function that it returns says by how many bytes this process has grown at most since.
+
+    From Linux's /proc: without it, the answer is zero.
+    """
+
+    def status(key: str) -> int:
+        lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
+
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = status("VmRSS")
+    return lambda: status("VmHWM") - before
 
 
 def row(name: str, values: list[float]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import resource
 import statistics
 import subprocess
 import tempfile
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks.common import table
+from benchmarks.common import memory_peak, table
 
 import zoo
 from zoo.data.text import Bytes
@@ -76,10 +75,10 @@ class Decode:
 
     def main(self) -> None:
         start_jax()
-        begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        begun, peak_of = time.perf_counter(), memory_peak()
         model = zoo.load(self.weights)
-        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        _, params, _ = functional.split(model)
+        _, params, _ = functional.split(jax.block_until_ready(model))
+        peak = peak_of() / 2**20
         size = sum(x.nbytes for x in jax.tree.leaves(params)) / 2**20
         largest = max(x.nbytes for x in jax.tree.leaves(params)) / 2**20
         print(

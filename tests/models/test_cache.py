@@ -21,8 +21,9 @@ CONFIGS = {
 }
 
 
+@pytest.mark.parametrize("few", [False, True], ids=["stacked", "laid out for few rows"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_cached_equals_uncached(name):
+def test_cached_equals_uncached(name, few):
     config = CONFIGS[name]
     graphdef, params = noisy(config)
     model = merge(graphdef, params, {})
@@ -33,12 +34,13 @@ def test_cached_equals_uncached(name):
     @jax.jit
     def cached(tokens_bt):
         start_b = jnp.asarray([PROMPT - length for length in LENGTHS])
+        layers = model.layers_for_steps() if few else None
         h_btd, cache = model.prefill(tokens_bt[:, :PROMPT], start_b, PROMPT + STEPS)
         assert cache.k[0].shape[2] == min(config.window or PROMPT + STEPS, PROMPT + STEPS)
 
         def body(cache, tokens_b):
-            h_b1d, cache = model.step(tokens_b, cache)
-            return cache, model.logits(h_b1d)[:, 0]
+            h_b1d, cache = model.step(tokens_b, cache, layers)
+            return cache, model.logits(h_b1d, few)[:, 0]
 
         _, rest_tbv = jax.lax.scan(body, cache, tokens_bt[:, PROMPT:].T)
         return jnp.concatenate([model.logits(h_btd), rest_tbv.swapaxes(0, 1)], axis=1)

@@ -16,7 +16,7 @@ from zoo.generate.sampling import Sampling, choose
 from zoo.models import functional
 from zoo.models.decoder import Cache, Decoder
 
-LEAST_BUCKET = 16  # prompts and texts are padded to powers of two, so that few programs are compiled
+LEAST_BUCKET = 16  # prompts and texts are padded, so that few programs are compiled
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,13 @@ class Generator:
         self.ends = tuple(getattr(codec, "ends", ()) if ends is None else ends)
         self._graphdef, params, stats = functional.split(model)
         params, stats = jax.tree.map(jnp.asarray, (params, stats))
-        # On a CPU a layer's slice of the stacked weights would be copied anew for every token.
+        # On a CPU a layer's slice of the stacked weights would be copied, and laid out anew, for every token.
         cpu = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
-        layers = jax.jit(lambda p, s: functional.merge(self._graphdef, p, s).layers())(params, stats) if cpu else None
+        layers = (
+            jax.jit(lambda p, s: functional.merge(self._graphdef, p, s).layers_for_steps())(params, stats)
+            if cpu
+            else None
+        )
         self._weights = params, stats, layers
 
     def complete(self, prompts: Sequence[str | Sequence[int]], length: int, **options: Any) -> list[list[Completion]]:
@@ -178,7 +182,7 @@ class Generator:
             start_b[i] = width - len(ids)
         done_b = np.asarray([bool(row.reason) for row in rows])
         used = request.sampling.used
-        state = _begin(self._graphdef, used, repeats, _bucket(take), self._weights, tokens_bt, start_b, done_b, draw)
+        state = _begin(self._graphdef, used, repeats, _bucket(take, 4), self._weights, tokens_bt, start_b, done_b, draw)
         for until in [*range(every, take, every), take]:
             state = _advance(self._graphdef, used, self._weights, state, until, draw)
             tokens_bn, logprobs_bn, ended_b, count = jax.device_get(
@@ -253,7 +257,7 @@ def _advance(graphdef: Any, used: frozenset[str], weights: Any, state: State, un
     def body(state: State) -> State:
         last_b1 = jax.lax.dynamic_slice_in_dim(state.tokens_bn, state.written - 1, 1, axis=1)
         h_b1d, cache = model.step(last_b1[:, 0], state.cache, layers)
-        return _put(state._replace(cache=cache), model.logits(h_b1d)[:, 0], used, draw)
+        return _put(state._replace(cache=cache), model.logits(h_b1d, few=layers is not None)[:, 0], used, draw)
 
     return jax.lax.while_loop(lambda state: (state.written < until) & ~jnp.all(state.done_b), body, state)
 
@@ -275,9 +279,11 @@ def _put(state: State, logits_bv: jax.Array, used: frozenset[str], draw: Draw) -
     )
 
 
-def _bucket(size: int) -> int:
-    """The least power of two that holds `size`."""
-    return max(LEAST_BUCKET, 1 << (size - 1).bit_length())
+def _bucket(size: int, parts: int = 1) -> int:
+    """The least that holds `size` among the powers of two and `parts` - 1 steps between two of them."""
+    power = max(LEAST_BUCKET, 1 << (size - 1).bit_length())
+    step = power // 2 // parts
+    return power if power == LEAST_BUCKET else -(-size // step) * step
 
 
 def _held(text: str, stop: Sequence[str]) -> int:

@@ -90,11 +90,11 @@ def choose(
 
     Each row has its own key, so that what it draws does not depend on the rows beside it.
     """
-    logp_bv = jax.nn.log_softmax(logits_bv)
+    given_bv, total_b = logits_bv, jax.nn.logsumexp(logits_bv, axis=-1)
     if seen_bv is not None:
         logits_bv = penalised(logits_bv, seen_bv, values["repetition_penalty"])
     if "greedy" in used:
         tokens_b = jnp.argmax(logits_bv, axis=-1)
     else:
         tokens_b = jax.vmap(jax.random.categorical)(keys_b, filtered(logits_bv, used, values))
-    return tokens_b.astype(jnp.int32), jnp.take_along_axis(logp_bv, tokens_b[:, None], axis=-1)[:, 0]
+    return tokens_b.astype(jnp.int32), jnp.take_along_axis(given_bv, tokens_b[:, None], axis=-1)[:, 0] - total_b

@@ -4,6 +4,7 @@ Shape letters: b batch, t query time, s key time, d d_model, h heads, g key/valu
 key/value head (h = g r), k head size, f hidden size of the MLP, v vocabulary, l layers.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +17,20 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError, unknown
 from zoo.models.attention import Implementation, Seen, attend, cudnn, splash
-from zoo.models.layers import DTYPES, REMAT, constrain, dropout, project, remat, resolve_dtype, rms_norm, unstack
+from zoo.models.layers import (
+    DTYPES,
+    REMAT,
+    constrain,
+    dropout,
+    layer_norm,
+    outputs_first,
+    project,
+    project_few,
+    remat,
+    resolve_dtype,
+    rms_norm,
+    unstack,
+)
 from zoo.models.positions import rotary_frequencies, rotary_turns, rotate, sinusoids
 
 Params = dict[str, jax.Array]
@@ -198,14 +212,15 @@ class Decoder(nnx.Module):
         """What `logits` is applied to: the final hidden states [B, T, D], normed, in the compute dtype."""
         return self._trunk(tokens_bt, train, key, positions, documents)[0]
 
-    def logits(self, h_btd: jax.Array) -> jax.Array:
+    def logits(self, h_btd: jax.Array, few: bool = False) -> jax.Array:
         """Logits float32 [B, T, vocab] of final hidden states [B, T, D]; any part of them may be given.
 
-        Those of a padded vocabulary's padding are the least float.
+        Those of a padded vocabulary's padding are the least float. `few` is faster for few rows on a CPU.
         """
         c = self.config
-        table_vd = (self.token_embed if c.tied else self.head)[...].astype(h_btd.dtype)
-        logits_btv = jnp.einsum("btd,vd->btv", h_btd, table_vd, preferred_element_type=jnp.float32)
+        table_vd = (self.token_embed if c.tied else self.head)[...]
+        product = project_few if few else project
+        logits_btv = product("btd,vd->btv", h_btd, table_vd, None, jnp.float32)
         if c.softcap:
             logits_btv = c.softcap * jnp.tanh(logits_btv / c.softcap)
         if len(table_vd) == c.vocab_size:
@@ -236,36 +251,36 @@ class Decoder(nnx.Module):
     def step(self, tokens_b: jax.Array, cache: Cache, layers: list[Params] | None = None) -> tuple[jax.Array, Cache]:
         """Reads one more token of each row, int [B]: the hidden states [B, 1, D], and the cache with them.
 
-        `layers` is `self.layers()`, taken once before a loop of many steps.
+        `layers` is `self.layers_for_steps()`, made once before many steps where that is faster (CPUs).
         """
         c, now = self.config, cache.length
         slots = cache.k[0].shape[2]
         position_b1 = (now - cache.start_b)[:, None]
-        slot_s = jnp.arange(slots)
-        token_s = now - (now - slot_s) % slots  # the newest token of each slot; negative in what is still empty
+        token_s = now - (now - jnp.arange(slots)) % slots  # the newest token of each slot; negative where none is
         documents_bs = (token_s[None] >= cache.start_b[:, None]).astype(jnp.int32)
-        seen = Seen(now[None, None], token_s[None], c.window, jnp.ones_like(position_b1), documents_bs)
-        mask_b1s = seen.mask()
+        mask_b1s = Seen(now[None, None], token_s[None], c.window, jnp.ones_like(position_b1), documents_bs).mask()
         keys, values = list(cache.k), list(cache.v)
 
-        def mix(i: int) -> Mix:
-            def mix(q: jax.Array, k: jax.Array, v: jax.Array, _: jax.Array | None) -> tuple[jax.Array, Features]:
-                keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], k, now % slots, axis=2)
-                values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], v, now % slots, axis=2)
-                return attend(q, keys[i], values[i], mask_b1s)[0], {}
-
-            return mix
+        def mix(i: int, q: jax.Array, k: jax.Array, v: jax.Array, _: jax.Array | None) -> tuple[jax.Array, Features]:
+            keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], k, now % slots, axis=2)
+            values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], v, now % slots, axis=2)
+            return attend(q, keys[i], values[i], mask_b1s)[0], {}
 
         x_b1d = self._embed(tokens_b[:, None], position_b1)
         turns = self._turns(position_b1)
         for i, params in enumerate(self.layers() if layers is None else layers):
-            x_b1d, _ = block(c, params, x_b1d, turns, mix(i), None)
+            product = project if layers is None else project_few
+            x_b1d, _ = block(c, params, x_b1d, turns, functools.partial(mix, i), None, product)
         return self._final(x_b1d), Cache(tuple(keys), tuple(values), cache.start_b, now + 1)
 
     def layers(self) -> list[Params]:
         """The parameters of each block, in the compute dtype."""
         dtype = resolve_dtype(self.config.dtype)
         return unstack({name: param[...].astype(dtype) for name, param in self.blocks.items()}, self.config.layers)
+
+    def layers_for_steps(self) -> list[Params]:
+        """`layers`, each projection with its inputs behind its outputs: how a CPU reads them fastest for few rows."""
+        return [outputs_first(params, INPUTS) for params in self.layers()]
 
     def _embed(self, tokens_bt: jax.Array, positions_bt: jax.Array | None) -> jax.Array:
         c, length = self.config, tokens_bt.shape[1]
@@ -345,8 +360,9 @@ def block(
     turns: tuple[jax.Array, jax.Array] | None,
     mix: Mix,
     key: jax.Array | None,
+    project: Callable[..., jax.Array] = project,
 ) -> tuple[jax.Array, Features]:
-    """One layer: x + attention(norm(x)), then x + mlp(norm(x)). `p` holds this layer's parameters.
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x)). `p`: its parameters, as `project` reads them.
 
     Returns the residual stream [B, T, D] and what `mix`, the attention, hands out besides its values.
     """
@@ -374,13 +390,10 @@ def block(
 
 
 def normalise(c: DecoderConfig, x_btd: jax.Array, scale_d: jax.Array, bias_d: jax.Array | None) -> jax.Array:
-    """LayerNorm (Ba et al. 2016) or RMSNorm by the config, computed in float32."""
+    """LayerNorm or RMSNorm by the config."""
     if c.norm == "rms":
         return rms_norm(x_btd, scale_d, c.norm_eps)
-    x = x_btd.astype(jnp.float32)
-    x -= jnp.mean(x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + c.norm_eps) * scale_d[None, None]
-    return (x if bias_d is None else x + bias_d[None, None]).astype(x_btd.dtype)
+    return layer_norm(x_btd, scale_d, bias_d, c.norm_eps)
 
 
 def sizes(c: DecoderConfig) -> tuple[int, int, int]:
@@ -464,6 +477,8 @@ VARIANTS: dict[str, DecoderConfig] = {
     "gpt-modern-s": replace(MODERN, context=128, layers=3, d_ff=384),
     "gpt-modern-xs": replace(MODERN, layers=2, d_ff=256),
 }
+
+INPUTS = {"q": 1, "k": 1, "v": 1, "out": 2, "up": 1, "gate": 1, "down": 1}  # first axes that a projection reduces
 
 BATCH = P(("data", "fsdp"), None, None)
 
