@@ -203,3 +203,38 @@ def test_full_disk_is_one_message(tmp_path):
     assert done.returncode == 2
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (8, 1, 1), (2, 2, 2)], ids=str)
+def test_many_steps_a_dispatch_are_the_same_steps(sizes, tmp_path):
+    run_in(tmp_path / "one", fixed=True, save_every=4)
+    run_in(tmp_path / "four", fixed=True, save_every=4, steps_per_dispatch=4, mesh=MeshConfig(*sizes))
+    one, four = rows(tmp_path / "one"), rows(tmp_path / "four")
+    assert [row["step"] for row in four] == [row["step"] for row in one]
+    for left, right in zip(one, four, strict=True):
+        assert left.keys() == right.keys()
+        np.testing.assert_allclose(list(right.values()), list(left.values()), rtol=1e-5)
+
+
+def test_many_steps_a_dispatch_resume_bit_for_bit(tmp_path):
+    options = {"fixed": True, "save_every": 4, "steps_per_dispatch": 4}
+    run_in(tmp_path / "whole", **options)
+    with pytest.raises(SystemExit):
+        run_in(tmp_path / "cut", max_minutes=1e-9, **options)
+    assert [row["step"] for row in rows(tmp_path / "cut") if "loss" in row][-1] == 4
+    run_in(tmp_path / "cut", **options)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps_per_dispatch": 5}, r"--steps is 12; it must be a multiple of --steps-per-dispatch 5"),
+        ({"steps_per_dispatch": 2}, "--save-every is 5; it must be a multiple"),
+        ({"steps_per_dispatch": 2, "save_every": 4}, "Noise cannot lie on the device"),
+    ],
+)
+def test_a_dispatch_that_does_not_fit_is_refused(changes, message, tmp_path):
+    with pytest.raises(ZooError, match=message):
+        run_in(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.data import Shuffled
 from zoo.objectives.losses import cross_entropy
 from zoo.objectives.optim import OptimConfig, make_optimizer
 from zoo.objectives.update import Aux, gradient_update
@@ -30,6 +31,8 @@ class ToyConfig(TrainConfig):
     """Step whose loss is not a number."""
     odd_at: int = -1
     """Step whose batch has another shape."""
+    fixed: bool = False
+    """Train on a fixed set of examples, in shuffled batches."""
 
 
 class Noise:
@@ -49,6 +52,19 @@ class Noise:
     def stream(self, start, stop, place):
         for step in range(start, stop):
             yield place(self, step)
+
+
+class Fixed:
+    """Forty of the random vectors, as a source."""
+
+    def __init__(self, config):
+        self.all = Noise(dataclasses.replace(config, batch=40)).rows(0)
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, indices):
+        return {name: value[indices] for name, value in self.all.items()}
 
 
 def init(key):
@@ -94,7 +110,9 @@ def train(config, run):
         init=init,
         tx=tx,
         update=gradient_update(make_loss(config.nan_at), tx, accumulate=config.accumulate, ema=config.ema),
-        batches=kind(config, odd_at=config.odd_at),
+        batches=Shuffled(Fixed(config), config.batch, config.seed)
+        if config.fixed
+        else kind(config, odd_at=config.odd_at),
         mesh=mesh,
         evaluate=make_evaluate(metrics, Noise(dataclasses.replace(config, seed=99), length=3), mesh),
         pictures=lambda state: np.full((4, 6, 3), int(state["step"]) % 256, np.uint8),

@@ -29,6 +29,9 @@ class Source(Protocol):
 class Batches(abc.ABC):
     """What training and evaluation read: global batches of `batch` rows, `examples` of them in an epoch."""
 
+    stride = 1
+    """Steps that one of the `rows` is for."""
+
     def __init__(self, examples: int, batch: int, seed: int = 0):
         if batch < 1:
             raise ZooError(f"batch is {batch}: it must be at least 1")
@@ -45,7 +48,7 @@ class Batches(abc.ABC):
     def stream(
         self, start: int, stop: int, place: Callable[["Batches", int], Any], depth: int = 2
     ) -> Generator[Any, None, None]:
-        """Yields `place(self, step)` for steps start..stop-1, made up to `depth` steps ahead in a thread.
+        """Yields `place(self, step)` for steps start..stop-1, by strides, made up to `depth` steps ahead in a thread.
 
         An exception of `place` is raised here at its own step. Closing the generator ends the thread.
         """
@@ -54,7 +57,7 @@ class Batches(abc.ABC):
         closing = threading.Event()
 
         def work() -> None:
-            for step in range(start, stop):
+            for step in range(start, stop, self.stride):
                 free.acquire()
                 if closing.is_set():
                     return
@@ -67,7 +70,7 @@ class Batches(abc.ABC):
         thread = threading.Thread(target=work, name="zoo-data", daemon=True)
         thread.start()
         try:
-            for _ in range(start, stop):
+            for _ in range(start, stop, self.stride):
                 placed, error = done.get()
                 if error is not None:
                     raise error
@@ -116,6 +119,27 @@ class Shuffled(_Endless):
 
     def _epoch(self, epoch: int) -> np.ndarray:
         return _order(_bits(self.seed, epoch), self.examples)
+
+    def resident(self, steps: int) -> "Resident":
+        """The same batches, for data that lies on the device: see `Resident`."""
+        return Resident(self, steps)
+
+
+class Resident(Batches):
+    """`Shuffled` batches of many steps at a time, as indices into `arrays`: {"index": int32 [batch, steps]}."""
+
+    def __init__(self, batches: Shuffled, steps: int):
+        super().__init__(batches.examples, batches.batch, batches.seed)
+        self.stride, self._batches = steps, batches
+
+    @property
+    def arrays(self) -> Batch:
+        """Every example of the source."""
+        return self._batches.source[np.arange(self.examples)]
+
+    def rows(self, step: int, rows: slice = slice(None)) -> Batch:
+        picks = [self._batches._pick(step + i, rows) for i in range(self.stride)]
+        return {"index": np.stack(picks, axis=1).astype(np.int32)}
 
 
 class Windows(_Endless):

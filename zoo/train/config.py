@@ -21,6 +21,8 @@ class TrainConfig:
     """Examples of an update, over all devices."""
     accumulate: int = 1
     """Micro-batches that an update is split into, to save memory."""
+    steps_per_dispatch: int = 1
+    """Steps that the device does at one call; with more than 1 the training data lies on it, so it must fit."""
     seed: int = 0
     """Fixes initial weights, data order and all randomness."""
     ema: float = 0.0
@@ -41,8 +43,23 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises ZooError for numbers that make no run."""
-        for name in ("steps", "batch", "accumulate", "log_every", "eval_every", "save_every", "keep"):
+        for name in (
+            "steps",
+            "batch",
+            "accumulate",
+            "steps_per_dispatch",
+            "log_every",
+            "eval_every",
+            "save_every",
+            "keep",
+        ):
             if getattr(self, name) < 1:
                 raise ZooError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        for name in ("steps", "eval_every", "save_every"):
+            if getattr(self, name) % self.steps_per_dispatch:
+                raise ZooError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be a multiple of"
+                    f" --steps-per-dispatch {self.steps_per_dispatch}"
+                )
         if not 0 <= self.ema < 1 or self.max_minutes < 0 or self.seed < 0:
             raise ZooError("--ema must be in [0, 1), --max-minutes and --seed at least 0")

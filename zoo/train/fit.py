@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -23,7 +24,7 @@ from zoo.errors import ZooError
 from zoo.train.checkpoint import Checkpoints
 from zoo.train.config import TrainConfig
 from zoo.train.flops import count_flops, peak_flops
-from zoo.train.mesh import Rules, check_batch, place_batch
+from zoo.train.mesh import Rules, check_batch, place_batch, replicated
 from zoo.train.progress import Reporter
 from zoo.train.run import Run
 from zoo.train.state import Init, State, Update, abstract_state, create_state, make_init, make_step
@@ -57,20 +58,24 @@ def fit(
     """Trains until `config.steps` updates are done, from the run folder's newest checkpoint if it has one.
 
     `init(key, *given)` makes (params, stats), `given` being host arrays to start from. `batches` makes the batch
-    of any step (`rows(step, slice)`, `stream(start, stop, place)`); `evaluate(state)` returns metrics, of which the
-    lowest `best` is kept; `pictures(state)` returns an image for samples/.
+    of any step (`rows(step, slice)`, `stream(start, stop, place)`; `resident(steps)` where a dispatch has many);
+    `evaluate(state)` returns metrics, of which the lowest `best` is kept; `pictures(state)` returns an image for
+    samples/.
     Raises ZooError for what a user can mend, and SystemExit(0) when told to stop before the end.
     """
     check_batch(config.batch, config.accumulate, mesh)
     window = _profile_window(config)
     run.check()
+    if config.steps_per_dispatch > 1:
+        if not hasattr(batches, "resident"):
+            raise ZooError(f"--steps-per-dispatch: {type(batches).__name__} cannot lie on the device; leave it at 1")
+        batches = batches.resident(config.steps_per_dispatch)
     make = make_init(init, tx, config.seed, bool(config.ema))
     with jax.set_mesh(mesh), _stop_signals() as stop:
         loop = _Loop(config, run, batches, mesh, stop, evaluate or (lambda _: {}), pictures, best)
         abstract = abstract_state(make, rules, mesh, given)
-        traced = loop.trace(
-            make_step(update, config.seed, abstract, mesh), abstract
-        )  # may fail: nothing is written yet
+        step = make_step(update, config.seed, abstract, mesh, resident=bool(loop.data))
+        traced = loop.trace(step, abstract)  # may fail: nothing is written yet
         with Checkpoints(run.folder / "checkpoints", config.keep) as loop.checkpoints:
             state = loop.checkpoints.restore(abstract, loop.report.say)
             step_fn = loop.compile(traced) if state is None or int(state["step"]) < config.steps else None
@@ -96,6 +101,9 @@ class _Loop:
     ):
         self.config, self.run, self.batches, self.mesh, self.stop = config, run, batches, mesh, stop
         self.evaluate, self.pictures, self.best = evaluate, pictures, best
+        self.stride = config.steps_per_dispatch
+        arrays = [batches.arrays] if self.stride > 1 else []
+        self.data = jax.device_put(arrays, replicated(mesh))
         self.report = Reporter(config.steps, config.batch)
         self.begun, self.seconds = time.monotonic(), defaultdict[str, float](float)
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -108,8 +116,8 @@ class _Loop:
         first = self.place(self.batches, 0)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), first)
         with self.timed("compile"):
-            traced = step.trace(abstract, shapes)
-            self.flops = count_flops(traced.jaxpr)
+            traced = step.trace(abstract, shapes, *self.data)
+            self.flops = count_flops(traced.jaxpr) / self.stride
         return traced
 
     def compile(self, traced: Any) -> Any:
@@ -134,23 +142,24 @@ class _Loop:
         stream = self.batches.stream(self.start, config.steps, self.place)
         begun = time.monotonic()
         try:
-            for step in range(self.start, config.steps):
-                if window and step == window[0]:
+            for step in range(self.start, config.steps, self.stride):
+                done = step + self.stride
+                if window and step <= window[0] < done:
                     jax.profiler.start_trace(str(self.run.folder / "profile"))
                 with self.timed("data"):
                     batch = next(stream)
                 try:
-                    state, metrics = step_fn(state, batch)
+                    state, metrics = step_fn(state, batch, *self.data)
                 except TypeError as error:  # a compiled step takes one shape only: there is no silent recompilation
                     raise ZooError(
                         f"the batch of step {step} has another shape or dtype than the first: {error}"
                     ) from error
                 self.settle()
-                self.pending = step + 1, metrics
-                if window and step + 1 == window[1]:
+                self.pending = done, metrics
+                if window and step < window[1] <= done:
                     jax.block_until_ready(state)
                     jax.profiler.stop_trace()
-                self.after(step + 1, state)
+                self.after(done, state)
             jax.block_until_ready(state)
         finally:
             stream.close()
@@ -171,7 +180,7 @@ class _Loop:
                 score = self.look(done, state)
         improved = score is not None and score < self.lowest
         self.lowest = min(self.lowest, math.inf if score is None else score)
-        reason = "" if last else self.stop.reason(done, self.begun, self.config.max_minutes)
+        reason = "" if last else self.stop.reason(done // self.stride, self.begun, self.config.max_minutes)
         if last or improved or reason or done % self.config.save_every == 0:
             self.settle()
             with self.timed("checkpoint"):
@@ -197,11 +206,16 @@ class _Loop:
         return scores.get(self.best)
 
     def settle(self) -> None:
-        """Reads the metrics of the step before, which the device has done by now. Raises ZooError for NaN."""
+        """Reads the metrics of the dispatch before, which the device has done by now. Raises ZooError for NaN."""
         if self.pending is None:
             return
-        step, values = self.pending[0], {name: float(x) for name, x in jax.device_get(self.pending[1]).items()}
+        done, metrics = self.pending[0], jax.device_get(self.pending[1])
         self.pending = None
+        for back in range(self.stride, 0, -1):
+            self.tell(done - back + 1, {name: float(np.ravel(x)[-back]) for name, x in metrics.items()})
+
+    def tell(self, step: int, values: dict[str, float]) -> None:
+        """Logs and shows the metrics of a step. Raises ZooError for NaN."""
         bad = ", ".join(f"{name} {value}" for name, value in values.items() if not math.isfinite(value))
         if bad:
             self.checkpoints.wait()

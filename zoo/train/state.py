@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from zoo.train.mesh import Rules, place_batch, replicated, state_shardings
+from zoo.train.mesh import BATCH, Rules, place_batch, replicated, state_shardings
 
 State = dict[str, Any]
 Init = Callable[..., tuple[Any, Any]]
@@ -50,14 +50,26 @@ def create_state(make: Callable[..., State], abstract: State, given: tuple[Any, 
     return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(*given)
 
 
-def make_step(update: Update, seed: int, abstract: State, mesh: Mesh) -> Any:
-    """`step(state, batch) -> (state, metrics)`, jitted once over the mesh, the state donated."""
+def make_step(update: Update, seed: int, abstract: State, mesh: Mesh, resident: bool = False) -> Any:
+    """`step(state, batch) -> (state, metrics)`, jitted once over the mesh, the state donated.
+
+    With `resident` it is `step(state, batch, data)` and does many steps, whose metrics are stacked: `batch["index"]`,
+    int32 [B, steps], says which rows of the arrays in `data` each of them takes.
+    """
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
     def step(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
         return update(state, batch, step_key(seed, state["step"]))
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    def steps(state: State, batch: Any, data: Any) -> tuple[State, dict[str, jax.Array]]:
+        def body(state: State, index_b: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+            rows = jax.tree.map(lambda x: x[index_b], data)
+            return step(state, jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, BATCH)))
+
+        return jax.lax.scan(body, state, batch["index"].T)
+
+    chosen = steps if resident else step
+    return jax.jit(chosen, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def evaluated(state: State) -> tuple[Any, Any]:
