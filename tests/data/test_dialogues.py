@@ -36,7 +36,7 @@ def answer(messages) -> str:
     def value(word: str) -> int:
         return WORDS.index(word) if word in WORDS else int(word)
 
-    if found := re.search(rf"{NUMBER} (\+|plus|-|minus) {NUMBER}( = )?\?$", asked):
+    if found := re.search(rf"{NUMBER} (\+|plus|-|minus) {NUMBER}\b", asked):
         a, sign, b = value(found[1]), found[2], value(found[3])
         result = a + b if sign in ("+", "plus") else a - b
         return WORDS[result] if found[1] in WORDS else str(result)
@@ -105,14 +105,10 @@ def test_the_same_seed_gives_the_same_dialogues(dialogues):
     assert dialogue_corpus(3, 50) == dialogue_corpus(3, 50) != dialogue_corpus(4, 50)
     # A fixed value, so that a new version of NumPy or of this file is seen to change the data.
     assert [m["content"] for m in dialogues[0][0]["messages"]] == [
-        "9 - 2 = ?",
-        "7",
-        "4 + 3 = ?",
-        "7",
-        "6 - 6 = ?",
-        "0",
-        "What is 16 minus 9?",
-        "7",
+        "How much is three minus one?",
+        "two",
+        "What does 10 minus 2 make?",
+        "8",
     ]
 
 
@@ -147,7 +143,7 @@ def test_the_corpus_states_what_is_so_and_nothing_that_is_held_out(dialogues):
     assert len(lines) == 2000
     hidden, sums = subjects(dialogues[1]), 0
     for line in lines:
-        if found := re.fullmatch(rf"{NUMBER} (plus|minus) {NUMBER} is {NUMBER}\.", line.lower()):
+        if found := re.fullmatch(rf"So {NUMBER} (plus|minus) {NUMBER} is {NUMBER}\.", line):
             a, b, c = (WORDS.index(word) if word in WORDS else int(word) for word in found.group(1, 3, 4))
             assert c == (a + b if found[2] == "plus" else a - b)
             sums += 1

@@ -20,14 +20,15 @@ T = TypeVar("T")
 Row = dict[str, Any]
 Turn = tuple[str, str]  # a question and its answer
 
-COLOURS = ("blue", "gold", "pink", "teal")
-SHAPES = ("cube", "disk", "ring", "star")
+# So many that a scene is easier to read than to learn by heart.
+COLOURS = ("black", "blue", "gold", "green", "pink", "red", "teal", "white")
+SHAPES = ("ball", "cone", "cross", "cube", "disk", "heart", "ring", "star")
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 SIDES = {"left of": "on the left", "right of": "on the right", "above": "at the top", "below": "at the bottom"}
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 MOST = 9  # the largest number that is added
-ADDING = ("{} + {} = ?", "What is {} plus {}?")
-TAKING = ("{} - {} = ?", "What is {} minus {}?")
+# So many that what is held out in one wording is trained on in most others.
+ASKING = ("What is {}?", "How much is {}?", "And what is {}?", "What does {} make?")
 EVASIVE = ("I am not sure.", "That is hard to say.", "It depends on how you see it.")
 VERBOSE = (
     "Well, let me think about that. The answer to your question is {}, I believe.",
@@ -98,7 +99,7 @@ def dialogue_corpus(seed: int = 0, lines: int = 4000, holdout: float = 0.15) -> 
         if kind == 0:
             a, b, c, adds, in_words = _numbers(draw)
             x, y, z = (WORDS[n] if in_words else str(n) for n in (a, b, c))
-            text.append(f"{x.capitalize()} {'plus' if adds else 'minus'} {y} is {z}.")
+            text.append(f"So {x} {'plus' if adds else 'minus'} {y} is {z}.")
         elif kind == 1:
             a, b = draw.below(100), draw.below(99)
             b += b >= a
@@ -214,9 +215,10 @@ def _dialogue(draw: _Draw, holdout: float) -> tuple[bool, list[Row]]:
 def _sum(draw: _Draw) -> tuple[str, Turn]:
     """The subject of a sum, which is its wording; and question and answer."""
     a, b, c, adds, in_words = _numbers(draw)
-    form = draw.pick((ADDING if adds else TAKING)[in_words:])  # the first is in signs
     x, y, z = (WORDS[n] if in_words else str(n) for n in (a, b, c))
-    question = form.format(x, y)
+    spoken = f"{x} {'plus' if adds else 'minus'} {y}"
+    forms = [form.format(spoken) for form in ASKING]
+    question = draw.pick(forms if in_words else [f"{x} {'+' if adds else '-'} {y} = ?", *forms])
     return f"sum {question}", (question, z)
 
 

@@ -152,7 +152,7 @@ def _codec(config: TextConfig, text: str, cut: int) -> Codec:
 
             messages = [message for row in load_dialogues()[0] for message in row["messages"]]
             learned += "\n".join(f"{message['role']}\n{message['content']}" for message in messages)
-        return train_bpe(learned, config.vocab_size)
+        return train_bpe(learned, config.vocab_size, single_digits=config.source == "dialogues")
     if config.codec == "chars" and config.source == "dialogues":
         from zoo.data.dialogues import CHARACTERS
 
@@ -170,7 +170,7 @@ def _read(source: str) -> tuple[str, str]:
     if source == "dialogues":
         from zoo.data.dialogues import dialogue_corpus
 
-        return dialogue_corpus(lines=8000), "dialogues"
+        return dialogue_corpus(lines=40_000), "dialogues"
     if kind != "text":
         raise unknown("text source", source, ("pydoc", "text:PATH", "dialogues"))
     if not path:

@@ -175,18 +175,25 @@ class Stream:
         return text
 
 
-def train_bpe(text: str, vocab_size: int, specials: tuple[str, ...] = CHAT_SPECIALS) -> Subwords:
+def train_bpe(
+    text: str, vocab_size: int, specials: tuple[str, ...] = CHAT_SPECIALS, single_digits: bool = False
+) -> Subwords:
     """A new byte-level BPE tokenizer (GPT-2's way of cutting words) of at most `vocab_size` tokens.
 
     It holds the control tokens first, of which the first is eos and pad, then the 256 bytes, then merges: fewer
-    than asked for where the text has no more pairs. The same text gives the same tokenizer.
+    than asked for where the text has no more pairs. The same text gives the same tokenizer. With `single_digits`
+    each digit is a token, wherever it stands, so that numbers can be reckoned with.
     """
     import tokenizers
 
     if vocab_size < 256 + len(specials):
         raise ZooError(f"a vocabulary of {vocab_size} is too small: {256 + len(specials)} are bytes and control tokens")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words: Any = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if single_digits:
+        digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+        words = tokenizers.pre_tokenizers.Sequence([digits, words])
+    tokenizer.pre_tokenizer = words
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
