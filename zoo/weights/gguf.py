@@ -172,7 +172,15 @@ def _sources(reader: Any) -> dict[str, Source]:
 
     @functools.lru_cache(maxsize=1)  # its parts are asked for one after the other
     def read(i: int) -> np.ndarray:
-        return np.asarray(dequantize(reader.tensors[i].data, reader.tensors[i].tensor_type), np.float32)
+        tensor = reader.tensors[i]
+        shape = [int(size) for size in reversed(tensor.shape)]
+        if len(shape) < 2:
+            return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+        out = np.empty(shape, np.float32)
+        rows = max(1, 2**20 * shape[0] // max(1, out.nbytes))
+        for first in range(0, shape[0], rows):  # the package takes several times the memory of what it returns
+            out[first : first + rows] = dequantize(tensor.data[first : first + rows], tensor.tensor_type)
+        return out
 
     return {
         tensor.name: Source(
