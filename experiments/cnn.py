@@ -15,7 +15,7 @@ import zoo
 from zoo.data import ImageConfig, Shuffled, in_order, load_images
 from zoo.data.augment import AugmentConfig, augment
 from zoo.errors import unknown
-from zoo.metrics.classification import confusion_figure, confusion_matrix, prediction_sheet
+from zoo.metrics.classification import confusion_figure, confusion_matrix, prediction_sheet, summary
 from zoo.models import cnn, functional
 from zoo.objectives.losses import cross_entropy
 from zoo.objectives.optim import OptimConfig, make_optimizer, make_schedule
@@ -59,7 +59,17 @@ RESNET20 = Config(
     augment=AugmentConfig(crop=1, rotate=10, scale=0.1),
     optim=OptimConfig(name="sgd", lr=0.05, weight_decay=5e-4),
 )
-PRESETS = {"digits": DIGITS, "resnet20": RESNET20}
+# Debian's package dataset-fashion-mnist puts the files there; elsewhere: fashion --data idx:FOLDER.
+FASHION = Config(
+    steps=4500,
+    batch=128,
+    eval_every=1500,
+    ema=0.999,
+    data=ImageConfig("idx:/usr/share/datasets/fashion-mnist"),
+    augment=AugmentConfig(flip=True, crop=1),
+    optim=OptimConfig(lr=2e-3, weight_decay=5e-2),
+)
+PRESETS = {"digits": DIGITS, "resnet20": RESNET20, "fashion": FASHION}
 
 
 def main(config: Config, run: Run) -> None:
@@ -108,10 +118,6 @@ def main(config: Config, run: Run) -> None:
     held_out = in_order(test, config.batch)
     predict = make_predict(lambda *inputs: jax.nn.softmax(classify(*inputs)), held_out, mesh)
     truth = test[np.arange(len(test))]
-
-    def sheet(state):
-        return prediction_sheet(truth["image"], truth["label"], predict(state), test.classes)
-
     fitted = fit(
         config,
         run,
@@ -122,15 +128,19 @@ def main(config: Config, run: Run) -> None:
         mesh=mesh,
         rules=cnn.SHARDING,
         evaluate=make_evaluate(score, held_out, mesh),
-        pictures=sheet,
+        pictures=lambda state: prediction_sheet(truth["image"], truth["label"], predict(state), test.classes),
     )
 
     # Results
-    matrix = confusion_matrix(truth["label"], predict(fitted.state).argmax(-1), classes)
+    shares = predict(fitted.state)
+    scores = {f"eval_{name}": value for name, value in summary(truth["label"], shares).items()}
+    run.say("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    matrix = confusion_matrix(truth["label"], shares.argmax(-1), classes)
     run.write_image("confusion.png", confusion_figure(matrix, test.classes))
     params, stats = gather(evaluated(fitted.state), mesh)
     if run.lead:
         zoo.save(functional.merge(graphdef, params, stats), run.folder / "model")
+    fitted.result["metrics"] |= scores
     run.finish(fitted.result, ["python experiments/cnn.py resnet20", "python experiments/gpt.py"])
 
 

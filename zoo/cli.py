@@ -14,7 +14,7 @@ WARM, GREEDY = Sampling(temperature=0.8), Sampling(temperature=0.0)
 
 @dataclass(frozen=True)
 class List:
-    """List the models: name, parameters, and the file that holds them."""
+    """List the models: name, parameters, the file that holds them, and which come with trained weights."""
 
     pattern: tyro.conf.Positional[str] = "*"
     """Shell pattern, such as "gpt*"."""
@@ -24,16 +24,17 @@ class List:
         from rich.table import Table
 
         from zoo.models import functional
-        from zoo.weights.registry import abstract, config_of, family_of, names
+        from zoo.weights.files import load_config
+        from zoo.weights.registry import abstract, config_of, file_of, names, pretrained
 
-        found = names(self.pattern)
+        found = [(name, config_of(name), "") for name in names(self.pattern)]
+        found += [(name, load_config(path), "bundled") for name, path in pretrained(self.pattern).items()]
         if not found:
-            raise unknown("model", self.pattern, names())
-        table = Table("name", "parameters", "file", box=None, pad_edge=False)
+            raise unknown("model", self.pattern, [*names(), *pretrained()])
+        table = Table("name", "parameters", "file", "weights", box=None, pad_edge=False)
         table.columns[1].justify = "right"
-        for name in found:
-            _, params, _ = abstract(config_of(name))
-            table.add_row(name, f"{functional.count(params):,}", f"zoo/models/{family_of(name)}.py")
+        for name, config, weights in found:
+            table.add_row(name, f"{functional.count(abstract(config)[1]):,}", file_of(config), weights)
         Console(soft_wrap=True).print(table)
 
 

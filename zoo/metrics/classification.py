@@ -1,13 +1,92 @@
-"""How a classifier is judged: which classes it takes for which, and a look at what it gets wrong."""
+"""How a classifier is judged: how often it is right, which classes it takes for which, how well it knows when it is
+wrong, and a look at what it gets wrong."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from zoo.errors import ZooError
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Scores of each class, float64 [classes]; NaN for a class that is neither true nor predicted anywhere."""
+
+    precision: np.ndarray
+    """Right ones of those predicted; 0 where none is."""
+    recall: np.ndarray
+    """Right ones of those that are true; 0 where none is."""
+    f1: np.ndarray
+    """Harmonic mean of the two; 0 where both are."""
+
+    def macro(self) -> dict[str, float]:
+        """Means over the classes, each counting the same; those without any example or prediction are left out."""
+        return {f"macro_{name}": float(np.nanmean(value)) for name, value in vars(self).items()}
+
+
+def class_scores(matrix: np.ndarray) -> ClassScores:
+    """Precision, recall and F1 of every class, from a `confusion_matrix`."""
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.sum():
+        raise ZooError(f"a matrix {list(matrix.shape)} with {matrix.sum()} examples; give one of confusion_matrix")
+    right, true, predicted = np.diag(matrix).astype(np.float64), matrix.sum(axis=1), matrix.sum(axis=0)
+    seen = np.where(true + predicted > 0, 1.0, np.nan)
+
+    def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return seen * part / np.maximum(whole, 1)
+
+    return ClassScores(share(right, predicted), share(right, true), share(2 * right, true + predicted))
+
+
+def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Share of predicted classes that are the true ones."""
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.shape != predictions.shape or not labels.size:
+        raise ZooError(f"labels {list(labels.shape)} and predictions {list(predictions.shape)}; give as many of both")
+    return float(np.mean(labels == predictions))
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error in [0, 1] (Guo et al. 2017, equation 5): how far confidence is from accuracy.
+
+    Confidence is the highest of the probabilities float [N, classes] of an example. Examples fall into `bins` of equal
+    width, open below; the distance between mean confidence and accuracy of a bin counts by its share of the examples.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
+    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not labels.size:
+        raise ZooError(f"labels {list(labels.shape)} and probabilities {list(probabilities.shape)}; give [N], [N, K]")
+    confidence = probabilities.max(axis=1)
+    if probabilities.min() < 0 or confidence.max() > 1 + 1e-6:
+        raise ZooError("probabilities lie in [0, 1]; give the softmax of the logits")
+    if bins < 1:
+        raise ZooError(f"{bins} bins; give at least 1")
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    gap = np.where(probabilities.argmax(axis=1) == labels, 1.0, 0.0) - confidence
+    return float(np.abs(np.bincount(place, weights=gap, minlength=bins)).sum() / len(labels))
+
+
+def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Accuracy, macro precision, recall and F1, and calibration error of class probabilities float [N, classes]."""
+    predictions = np.asarray(probabilities).argmax(axis=-1)
+    matrix = confusion_matrix(labels, predictions, probabilities.shape[-1])
+    error = calibration_error(labels, probabilities)
+    return {"accuracy": accuracy(labels, predictions)} | class_scores(matrix).macro() | {"calibration_error": error}
+
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
-    """Counts of true class (rows) against predicted class (columns): int64 [classes, classes]."""
+    """Counts of true class (rows) against predicted class (columns): int64 [classes, classes].
+
+    Raises ZooError for class numbers outside 0 to classes - 1, which would be counted in another cell.
+    """
+    for name, values in (("labels", labels), ("predictions", predictions)):
+        values = np.asarray(values)
+        if not np.issubdtype(values.dtype, np.integer) or (
+            values.size and not 0 <= values.min() <= values.max() < classes
+        ):
+            raise ZooError(f"{name} must be class numbers from 0 to {classes - 1}")
     flat = np.asarray(labels, np.int64) * classes + np.asarray(predictions, np.int64)
     return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
 

@@ -25,8 +25,9 @@ from zoo.models import functional
 from zoo.weights.fields import read_json
 from zoo.weights.gguf import load_gguf
 from zoo.weights.gguf import tokenizer_from_gguf as gguf_tokenizer
+from zoo.weights.hub import fetched
 from zoo.weights.llama2c import load_llama2c
-from zoo.weights.registry import MODELS, abstract, replace, variants
+from zoo.weights.registry import MODELS, abstract, pretrained, replace, variants
 from zoo.weights.transformers import INDEX, WEIGHTS, load_hf
 
 
@@ -48,12 +49,14 @@ def save(model: Any, folder: str | os.PathLike[str]) -> None:
 
 
 def load(source: str | os.PathLike[str], **overrides: Any) -> nnx.Module:
-    """The model of a run folder, of a folder that `save` wrote, or of its `model.safetensors`; or a published
-    decoder: a folder of the transformers library, a .gguf file, or a .bin file of llama2.c.
+    """The model of a run folder, of a folder that `save` wrote, or of its `model.safetensors`; by name, one that comes
+    with the package ("digits-cnn"); or a published decoder: a folder of the transformers library, "hf:org/name" on the
+    Hugging Face Hub, a .gguf file, or a .bin file of llama2.c.
 
     `overrides` change fields of its config, such as dtype or attention. Raises ZooError, listing all that is wrong,
     when the files and the config do not fit each other.
     """
+    source = fetched(source)
     if (path := epath.Path(source)).suffix in (".gguf", ".bin") and path.exists():
         return load_gguf(path, **overrides) if path.suffix == ".gguf" else load_llama2c(path, **overrides)
     folder = _find(source)
@@ -101,6 +104,7 @@ def load_codec(source: str | os.PathLike[str]) -> Codec:
 
     Also of a tokenizer file or folder by itself. Raises ZooError when there is none.
     """
+    source = fetched(source)
     path = Path(source)
     if path.suffix == ".gguf" and path.exists():
         fields = gguf_tokenizer(path)
@@ -145,6 +149,8 @@ def _find(source: str | os.PathLike[str]) -> epath.Path:
         )
     if Path(source).exists():
         raise ZooError(f"{path} has no model.safetensors; give a run folder, or a folder that zoo.save wrote")
+    if str(source) in pretrained():
+        return pretrained()[str(source)]
     if str(source) in variants():
         raise ZooError(f"there are no pretrained weights of {source} here; zoo.create({str(source)!r}) makes a new one")
-    raise unknown("model or folder", str(source), variants())
+    raise unknown("model or folder", str(source), [*variants(), *pretrained()])

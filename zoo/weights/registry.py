@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 from typing import Any
 
+from etils import epath
 from flax import nnx
 
 from zoo.errors import ZooError, unknown
@@ -20,6 +21,12 @@ MODELS = {
 def variants() -> dict[str, Any]:
     """Every named config, by name."""
     return {name: config for family in FAMILIES.values() for name, config in family.VARIANTS.items()}
+
+
+def pretrained(pattern: str = "*") -> dict[str, epath.Path]:
+    """The folders of weights that come with the package, by the name that `load` takes; those that match a pattern."""
+    found = (epath.Path(__file__).parent / "pretrained").glob("*/model.safetensors")
+    return {path.parent.name: path.parent for path in sorted(found) if fnmatch.fnmatch(path.parent.name, pattern)}
 
 
 def names(pattern: str = "*") -> list[str]:
@@ -62,6 +69,6 @@ def create(name: str, *, seed: int = 0, **overrides: Any) -> nnx.Module:
     return build(config_of(name, **overrides), nnx.Rngs(seed))
 
 
-def family_of(name: str) -> str:
-    """The file of zoo/models that holds a named model."""
-    return next(key for key, family in FAMILIES.items() if name in family.VARIANTS)
+def file_of(config: Any) -> str:
+    """The file that holds the model of a config, such as zoo/models/cnn.py."""
+    return f"{type(config).__module__.replace('.', '/')}.py"
