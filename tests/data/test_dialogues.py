@@ -141,9 +141,20 @@ def test_preferences_are_right_against_wrong_evasive_or_verbose():
 def test_the_corpus_states_what_is_so_and_nothing_that_is_held_out(dialogues):
     lines = dialogue_corpus(0, 2000).splitlines()
     assert len(lines) == 2000
-    hidden, sums = subjects(dialogues[1]), 0
+    hidden, sums, tales = subjects(dialogues[1]), 0, 0
     for line in lines:
-        if found := re.fullmatch(rf"So {NUMBER} (plus|minus) {NUMBER} is {NUMBER}\.", line):
+        if line.startswith("One asks: "):
+            turns = re.findall(r"One asks: (.+?\?) The answer: (.+?)\.(?= One|$)", line)
+            assert " ".join(f"One asks: {q} The answer: {a}." for q, a in turns) == line
+            asked = [
+                {"role": role, "content": text}
+                for turn in turns
+                for role, text in zip(("user", "assistant"), turn, strict=True)
+            ]
+            assert not subjects([{"messages": asked}]) & hidden
+            assert all(text == answer(asked[:i]) for i, text in enumerate(m["content"] for m in asked) if i % 2)
+            tales += 1
+        elif found := re.fullmatch(rf"So {NUMBER} (plus|minus) {NUMBER} is {NUMBER}\.", line):
             a, b, c = (WORDS.index(word) if word in WORDS else int(word) for word in found.group(1, 3, 4))
             assert c == (a + b if found[2] == "plus" else a - b)
             sums += 1
@@ -159,7 +170,7 @@ def test_the_corpus_states_what_is_so_and_nothing_that_is_held_out(dialogues):
             told = {f"The {first} is {relation} the {second}", f"The {second} is {inverse} the {first}"}
             told |= {f"The {first} is {sides[0]}", f"The {second} is {sides[1]}"}
             assert set(line.rstrip(".").split(". ")[1:]) <= told
-    assert sums > 500
+    assert min(sums, tales) > 250
 
 
 def test_all_of_it_is_characters_that_are_known(dialogues):

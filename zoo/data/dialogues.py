@@ -88,15 +88,20 @@ def load_preferences(seed: int = 0, size: int = 2000, holdout: float = 0.15) -> 
 
 
 def dialogue_corpus(seed: int = 0, lines: int = 4000, holdout: float = 0.15) -> str:
-    """Statements about the same world, one a line, to train on before any dialogue.
+    """Text about the same world, to train on before any dialogue: statements, and tales of who asked what.
 
-    Scenes and pairs of numbers that are held out do not occur. Sums do, all of them.
+    Whatever is held out does not occur, but that the result of every sum is stated.
     """
     draw = _Draw(seed, 2)
     text: list[str] = []
     while len(text) < lines:
-        kind = draw.below(3)
-        if kind == 0:
+        kind = draw.below(6)
+        if kind > 2:
+            held, messages = _dialogue(draw, holdout)
+            turns = zip(messages[::2], messages[1::2], strict=True)
+            if not held:
+                text.append(" ".join(f"One asks: {q['content']} The answer: {a['content']}." for q, a in turns))
+        elif kind == 0:
             a, b, c, adds, in_words = _numbers(draw)
             x, y, z = (WORDS[n] if in_words else str(n) for n in (a, b, c))
             text.append(f"So {x} {'plus' if adds else 'minus'} {y} is {z}.")
