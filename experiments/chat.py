@@ -48,7 +48,7 @@ class Config(TrainConfig):
     """Held-out questions to answer at each evaluation."""
     beta: float = 0.1
     """Of DPO: how dear it is to leave the model that it starts from."""
-    adapters: LoraConfig = field(default_factory=lambda: LoraConfig(rank=4, targets=("blocks/",)))
+    adapters: LoraConfig = field(default_factory=lambda: LoraConfig(rank=4, targets=("blocks/", "token_embed")))
     data: ConversationConfig = field(default_factory=ConversationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 

@@ -491,8 +491,9 @@ SHARDING = (
     (r"blocks/down$", P(None, "tensor", "fsdp")),
 )
 
-# For Muon: (path regex, (axes that a matrix reduces over, axes of its output)). Layers are a batch of matrices.
+# For Muon and LoRA: (path regex, (axes that a matrix reduces over, its output's axes)). Layers are a batch of matrices.
 MATRICES = (
+    (r"(token_embed|head)$", ((0,), (1,))),  # of LoRA only: Muon takes no tables
     (r"blocks/[qkv]$", ((1,), (2, 3))),
     (r"blocks/out$", ((1, 2), (3,))),
     (r"blocks/(up|gate|down)$", ((1,), (2,))),
