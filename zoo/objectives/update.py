@@ -22,6 +22,37 @@ class Aux(NamedTuple):
 
 
 Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Aux]]
+Gradients = Callable[[Any, Any, Any, jax.Array], tuple[Any, Any, dict[str, jax.Array]]]
+
+
+def accumulated(gradients: Gradients, accumulate: int) -> Gradients:
+    """`gradients(params, stats, batch, key) -> (grads, stats, sums)` over so many micro-batches, one by one.
+
+    Gradients and sums are added, `stats` pass from one micro-batch to the next.
+    """
+    if accumulate == 1:
+        return gradients
+
+    def over_parts(params: Any, stats: Any, batch: Any, key: jax.Array) -> Any:
+        def body(carry: Any, part: Any) -> Any:
+            grads, stats, sums = carry
+            more, stats, new = gradients(params, stats, *part)
+            return (jax.tree.map(jnp.add, grads, more), stats, jax.tree.map(jnp.add, sums, new)), None
+
+        parts = strided_parts(batch, accumulate)
+        keys = jax.random.split(key, accumulate)
+        shapes = jax.eval_shape(gradients, params, stats, *jax.tree.map(lambda x: x[0], (parts, keys)))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (grads, stats, sums), _ = jax.lax.scan(body, (zeros[0], stats, zeros[2]), (parts, keys))
+        return grads, stats, sums
+
+    return over_parts
+
+
+def strided_parts(batch: Any, count: int) -> Any:
+    """A batch cut into `count` parts, on a new leading axis. Every count-th row makes a part: rows stay on the device
+    that holds them."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), batch)
 
 
 def gradient_update(
@@ -43,22 +74,9 @@ def gradient_update(
         (total, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, stats, batch, key)
         return grads, aux.stats, {"loss": total, "examples": aux.examples, **aux.metrics}
 
-    def accumulated(params: Any, stats: Any, batch: Any, key: jax.Array) -> Any:
-        def body(carry: Any, part: Any) -> Any:
-            grads, stats, sums = carry
-            more, stats, new = gradients(params, stats, *part)
-            return (jax.tree.map(jnp.add, grads, more), stats, jax.tree.map(jnp.add, sums, new)), None
-
-        # Every accumulate-th row makes a micro-batch: rows stay on the device that holds them.
-        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
-        keys = jax.random.split(key, accumulate)
-        shapes = jax.eval_shape(gradients, params, stats, *jax.tree.map(lambda x: x[0], (parts, keys)))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (grads, stats, sums), _ = jax.lax.scan(body, (zeros[0], stats, zeros[2]), (parts, keys))
-        return grads, stats, sums
+    compute = accumulated(gradients, accumulate)
 
     def update(state: State, batch: Any, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        compute = gradients if accumulate == 1 else accumulated
         grads, stats, sums = compute(state["params"], state["stats"], batch, key)
         examples = sums.pop("examples")
         grads = jax.tree.map(lambda g: g / examples.astype(g.dtype), grads)
