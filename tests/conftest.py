@@ -24,8 +24,10 @@ def devices():
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory) -> pathlib.Path:
-    """One compile cache for the session, of this process and of those that it starts."""
-    folder = tmp_path_factory.mktemp("compiled")
+    """One compile cache for the session, of its workers and of the processes that they start."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -18,6 +18,14 @@ RECIPES = {
         "cnn.py resnet20 --steps 20 --batch 8 --log-every 1 --eval-every 10 --save-every 4 --ema 0.9"
         " --augment.flip --data.holdout 0.02"
     ),
+    "gan": (
+        "gan.py --steps 20 --batch 8 --log-every 1 --eval-every 10 --save-every 4 --ema 0.9 --conditional --data.size 8"
+        " --judge= --model.width 8 --model.blocks 0 --model.spectral-norm --adversarial.penalty-rows 2"
+    ),
+    "tokenizer": (
+        "tokenizer.py --steps 20 --batch 8 --log-every 1 --eval-every 10 --save-every 4 --model.quantiser ema"
+        " --model.widths 8 16 --model.codes 32 --model.code-width 4 --model.revive 0.1 --data.holdout 0.02"
+    ),
     "decoder": (
         "gpt.py --model gpt-modern-xs --steps 30 --batch 8 --context 16 --log-every 1 --eval-every 10 --save-every 5"
         " --sample-tokens 8 --data.holdout 0.002"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from experiments import cnn, gpt
+from experiments import cnn, gan, gpt, tokenizer, vae
 from zoo.train.launch import launch
 
-RECIPES = {"cnn": cnn, "gpt": gpt}
+RECIPES = {"cnn": cnn, "gan": gan, "gpt": gpt, "tokenizer": tokenizer, "vae": vae}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,9 @@ RECIPES = {"cnn": cnn, "gpt": gpt}
         ("gpt", ["--optim.clip", "-1"], "--optim"),
         ("gpt", ["--steps", "0"], "--steps"),
         ("gpt", ["--eval-every", "0"], "--eval-every"),
+        ("vae", ["--model", "vae-digit"], "did you mean vae-digits"),
+        ("vae", ["--data.size", "9"], "is not a multiple of 2"),
+        ("gan", ["--data.size", "20"], "the model wants [B, 16, 16, 1]"),
     ],
 )
 def test_one_message_and_nothing_left(name, flags, message, tmp_path, capsys):

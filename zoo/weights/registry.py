@@ -8,13 +8,16 @@ from etils import epath
 from flax import nnx
 
 from zoo.errors import ZooError, unknown
-from zoo.models import cnn, decoder, functional
+from zoo.models import cnn, decoder, functional, gan, tokenizer, vae
 
-FAMILIES = {"cnn": cnn, "decoder": decoder}
+FAMILIES = {"cnn": cnn, "decoder": decoder, "gan": gan, "tokenizer": tokenizer, "vae": vae}
 MODELS = {
     "CNN": (cnn.CNNConfig, cnn.CNN),
     "ResNet": (cnn.ResNetConfig, cnn.ResNet),
     "Decoder": (decoder.DecoderConfig, decoder.Decoder),
+    "GAN": (gan.GANConfig, gan.GAN),
+    "Tokenizer": (tokenizer.TokenizerConfig, tokenizer.Tokenizer),
+    "VAE": (vae.VAEConfig, vae.VAE),
 }
 
 
