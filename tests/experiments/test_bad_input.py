@@ -29,6 +29,9 @@ RECIPES = {"cnn": cnn, "gan": gan, "gpt": gpt, "tokenizer": tokenizer, "vae": va
         ("gpt", ["--eval-every", "0"], "--eval-every"),
         ("vae", ["--model", "vae-digit"], "did you mean vae-digits"),
         ("vae", ["--data.size", "9"], "is not a multiple of 2"),
+        ("tokenizer", ["--data.size", "9"], "does not divide into squares of 2 pixels"),
+        ("tokenizer", ["--model.levels", "5", "1"], "two or more levels of each"),
+        ("tokenizer", ["--critic.weight", "-1"], "--critic.width"),
         ("gan", ["--data.size", "20"], "the model wants [B, 16, 16, 1]"),
     ],
 )

@@ -68,6 +68,10 @@ def drawn(build):
     return graphdef, *jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def drawn_tokenizer(config):
+    return functional.merge(*drawn(functools.partial(Tokenizer, config)))
+
+
 def compiled(config):
     """(params, stats, a jitted function of params, stats, images and key) of a model.
 
@@ -303,7 +307,7 @@ def test_tokens_go_round_and_every_parameter_learns(config):
 
 
 def test_sizes_are_told():
-    model = Tokenizer(TINY, nnx.Rngs(0))
+    model = drawn_tokenizer(TINY)
     assert (model.vocab_size, model.grid, TINY.factor) == (12, (2, 2), 4)
     assert (VQ.vocab_size, EMA.vocab_size) == (5, 5)
     wide = jax.ShapeDtypeStruct((3, 12, 20, 1), jnp.float32)
@@ -311,13 +315,13 @@ def test_sizes_are_told():
 
 
 def test_bfloat16_network_with_float32_codes():
-    model = Tokenizer(replace(EMA, dtype="bfloat16"), nnx.Rngs(0))
+    model = drawn_tokenizer(replace(EMA, dtype="bfloat16"))
     image, quantised = jax.eval_shape(lambda x: model(x), jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32))
     assert {x.dtype for x in (image, quantised.code, quantised.features)} == {np.dtype("float32")}
 
 
 def test_bad_input_is_refused():
-    model = Tokenizer(TINY, nnx.Rngs(0))
+    model = drawn_tokenizer(TINY)
     for ids, message in (
         ([[[0, 12], [0, 0]]], "ids go from 0 to 12; this tokenizer has 0 to 11"),
         ([[[0, -1], [0, 0]]], "ids go from -1 to 0"),
