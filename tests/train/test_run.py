@@ -133,3 +133,13 @@ def test_bucket_paths_go_through_epath(tmp_path):
         run.flush()
         assert rows(run) == [{"step": 1, "loss": 0.5}]
     assert (tmp_path / "bucket" / "run" / "config.json").exists()
+
+
+def test_every_loss_is_plotted(tmp_path):
+    run = make(tmp_path)
+    run.log(1, {"d_loss": 1.0, "g_loss": 2.0, "lr": 0.1})
+    run.log(2, {"eval_loss": 1.5})
+    drawn = []
+    run.write_image = lambda name, figure: drawn.extend(line.get_label() for line in figure.axes[0].lines)
+    run.plot()
+    assert drawn == ["d_loss", "g_loss", "eval_loss"]

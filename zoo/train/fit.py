@@ -102,8 +102,7 @@ class _Loop:
         self.config, self.run, self.batches, self.mesh, self.stop = config, run, batches, mesh, stop
         self.evaluate, self.pictures, self.best = evaluate, pictures, best
         self.stride = config.steps_per_dispatch
-        arrays = [batches.arrays] if self.stride > 1 else []
-        self.data = jax.device_put(arrays, replicated(mesh))
+        self.data = jax.device_put([batches.arrays] if self.stride > 1 else [], replicated(mesh))
         self.report = Reporter(config.steps, config.batch)
         self.begun, self.seconds = time.monotonic(), defaultdict[str, float](float)
         self.pending: tuple[int, dict[str, jax.Array]] | None = None

@@ -7,6 +7,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zoo.train.run import is_loss
+
 PLAIN_SECONDS = 5.0  # between plain lines
 
 
@@ -52,7 +54,8 @@ class Reporter:
             return
         self._last_line = now
         rate = (done - self._first) / max(now - self._started, 1e-9)
-        figures = f"loss {metrics.get('loss', float('nan')):.4f}  {rate * self.batch:,.0f} examples/s"
+        losses = [f"{name} {value:.4f}" for name, value in metrics.items() if is_loss(name)]
+        figures = "  ".join([*losses, f"{rate * self.batch:,.0f} examples/s"])
         if self.bar is not None:
             self.bar.update(self._task, completed=done, figures=figures)
         else:

@@ -125,21 +125,20 @@ class Run:
         self.write(name, buffer.getvalue())
 
     def plot(self) -> None:
-        """loss.png: the training loss, and each evaluated metric, over steps."""
+        """loss.png: every loss, in training and held out, over steps."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()
-        for key in ("loss", "eval_loss"):
+        for key in dict.fromkeys(key for row in self.rows for key in row if is_loss(key)):
             points = [(row["step"], row[key]) for row in self.rows if row.get(key) is not None]
             if points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    label=key,
-                    marker="o" if key != "loss" else "",
-                    markersize=3,
-                    linewidth=1.2,
-                )
+                style: dict[str, Any] = {
+                    "marker": "o" if key.startswith("eval_") else "",
+                    "markersize": 3,
+                    "linewidth": 1.2,
+                }
+                axes.plot(*zip(*points, strict=True), label=key, **style)
         axes.set(xlabel="step", ylabel="loss (nats)", title=self.folder.name)
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -223,6 +222,11 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {
         k: v for key, value in tree.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else key).items()
     }
+
+
+def is_loss(name: str) -> bool:
+    """Whether a metric is a loss, to be shown while it trains: "loss", or any that ends in "_loss"."""
+    return name == "loss" or name.endswith("_loss")
 
 
 def _number(value: Any) -> float | int | None:
