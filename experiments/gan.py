@@ -112,13 +112,11 @@ def main(config: Config, run: Run) -> None:
     # Evaluation: what the same latents become as it goes, and how a classifier's features tell samples from images
     mesh = make_mesh(config.mesh)
     latents = draw_latents(jax.random.key(config.seed), 100, model_config.latent)
+    current = lambda state: functional.merge(graphdef, *gather(evaluated(state), mesh))
     labels = lambda n: np.arange(n) % classes if classes else None
     sheet = lambda images: picture_grid(to_pixels(images, low=-1), columns=10, zoom=2)
     network = Classifier(config.judge) if config.judge else None
     judge = Judge(network.name, network, train[np.arange(min(2000, len(train)))]["image"]) if network else None
-
-    def current(state):
-        return functional.merge(graphdef, *gather(evaluated(state), mesh))
 
     def score(state):
         return judge(to_pixels(sample_images(current(state), 2000, condition=labels(2000)), low=-1))
