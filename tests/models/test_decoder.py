@@ -348,9 +348,12 @@ def test_sharding_table_names_every_matrix():
             vector = name.endswith(("scale", "bias"))
             assert len(specs) == (0 if vector else 1), name
             assert all(len(spec) == leaf.ndim for spec in specs), name
-            muon = [axes for pattern, axes in decoder.MATRICES if re.search(pattern, name)]
-            assert len(muon) == (name.startswith("blocks/") and not vector), name
-            assert all(sorted((0, *reduced, *output)) == list(range(leaf.ndim)) for reduced, output in muon), name
+            axes = [axes for pattern, axes in decoder.MATRICES if re.search(pattern, name)]
+            stacked = name.startswith("blocks/")
+            assert len(axes) == (not vector and name != "position_embed"), name
+            assert all((*range(stacked), *reduced, *output) == tuple(range(leaf.ndim)) for reduced, output in axes), (
+                name
+            )
     names = "\n".join(
         f"{key}\n" + "\n".join(f"blocks/{k}" for k in params["blocks"]) for key in params if key != "blocks"
     )

@@ -145,7 +145,7 @@ def test_on_a_mesh(base):
     ("config", "message"),
     [
         (LoraConfig(targets=("blocks/dwn$",)), "did you mean blocks/down"),
-        (LoraConfig(targets=("token_embed",)), "known: blocks/down, blocks/k, blocks/out"),
+        (LoraConfig(targets=("final_norm_scale",)), "known: blocks/down, blocks/k, blocks/out"),
         (LoraConfig(targets=("blocks/(",)), "no regular expression"),
         (LoraConfig(targets=()), "0 targets"),
         (LoraConfig(rank=0), "rank 0"),
