@@ -210,6 +210,38 @@ def test_evidence_is_the_bound_with_one_sample_and_a_closed_kl():
     assert float(sums["loss"] / sums["count"]) == pytest.approx(float(scores["loss"][:2].mean()), rel=1e-5)
 
 
+class Binary(Linear):
+    """The same network with a Bernoulli likelihood."""
+
+    config = SimpleNamespace(likelihood="bernoulli", latents=2)
+
+
+def test_training_loss_by_hand():
+    model, beta = Binary(1.5, 0.2), 0.7
+    x = (IMAGES > 0).astype(jnp.float32)
+    noise = jax.random.normal(jax.random.key(0), (3, 64, 2))
+    loss = jax.jit(lambda noise: vi.training_loss(model, x, None, noise, beta, 0.0))
+    total, sums = loss(noise)
+    mean, std = (np.asarray(v, float) for v in model.encode(x, None))
+    std = np.exp(std / 2)
+    z = mean + std * np.asarray(noise, float)
+    p = 1 / (1 + np.exp(-(z @ model.weight + model.bias)))
+    fit = stats.bernoulli.logpmf(np.asarray(x, int).reshape(64, 4), p).sum(-1)
+    ratio = (stats.norm.logpdf(z) - stats.norm.logpdf(z, mean, std)).sum(-1)
+    expected = -np.log(np.mean(np.exp(fit + beta * ratio), axis=0)).sum()
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+    assert float(sums["reconstruction"]) == pytest.approx(-fit.mean(0).sum(), rel=1e-5)
+    # Of one sample: the evidence bound with its closed KL, and free nats for each dimension
+    total, sums = loss(noise[:1])
+    fit, kl = vi.evidence(model, x, None, noise[0])
+    assert float(total) == pytest.approx(float(beta * kl.sum() - fit.sum()), rel=1e-5)
+    free, _ = vi.training_loss(model, x, None, noise[:1], beta, 50.0)
+    assert float(free) == pytest.approx(float(64 * beta * 100 - fit.sum()), rel=1e-5)
+    for other, rows, nats in ((model, noise, 0.1), (Linear(), noise, 0.0), (model, noise[:0], 0.0)):
+        with pytest.raises(ZooError, match="bound of"):
+            vi.training_loss(other, x, None, rows, beta, nats)
+
+
 def test_training_takes_the_best_variance():
     model = Linear()
     model.variance = np.array(0.5, np.float32)

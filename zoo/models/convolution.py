@@ -17,6 +17,8 @@ from zoo.errors import ZooError
 from zoo.models.layers import rms_norm
 
 he_init = initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, equation 14
+# Of last layers: many inputs make few outputs, which he_init would start far outside of what tanh and pixels can show.
+out_init = initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 def conv(
@@ -116,7 +118,7 @@ class ConvEncoder(nnx.Module):
         self.down = nnx.List([conv(4 * a, b, 1, rngs, dtype) for a, b in itertools.pairwise(widths)])
         self.stages = nnx.List([nnx.List([ResBlock(width, rngs, dtype) for _ in range(blocks)]) for width in widths])
         self.norm_scale = nnx.Param(jnp.ones(widths[-1]))
-        self.conv_out = conv(widths[-1], outputs, 1, rngs, dtype)
+        self.conv_out = conv(widths[-1], outputs, 1, rngs, dtype, init=out_init)
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         x_bhwc = self.conv_in(x_bhwc)
@@ -137,7 +139,7 @@ class ConvDecoder(nnx.Module):
         self.stages = nnx.List([nnx.List([ResBlock(width, rngs, dtype) for _ in range(blocks)]) for width in widths])
         self.up = nnx.List([conv(a, 4 * b, 1, rngs, dtype) for a, b in itertools.pairwise(widths)])
         self.norm_scale = nnx.Param(jnp.ones(widths[-1]))
-        self.conv_out = conv(widths[-1], outputs, 3, rngs, dtype)
+        self.conv_out = conv(widths[-1], outputs, 3, rngs, dtype, init=out_init)
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         x_bhwc = self.conv_in(x_bhwc)

@@ -229,9 +229,6 @@ class Tokenizer(nnx.Module):
         self.encoder = ConvEncoder(pixels, config.widths, config.blocks, width, rngs, dtype)
         self.quantiser = FSQ(config.levels) if config.quantiser == "fsq" else VectorQuantiser(config, rngs)
         self.decoder = ConvDecoder(width, config.widths, config.blocks, pixels, rngs, dtype)
-        # By their many inputs and few outputs these two would start far outside of what tanh and pixels can show.
-        for last, inputs in ((self.encoder.conv_out, config.widths[-1]), (self.decoder.conv_out, config.widths[0])):
-            last.kernel[...] = last.kernel[...] * math.sqrt(last.out_features / (2 * inputs))
 
     @property
     def vocab_size(self) -> int:

@@ -3,6 +3,7 @@
 All values are in nats, float32, summed over dimensions, with one value an example for the caller to weigh and average.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -133,10 +134,8 @@ def importance_bound(
 
     def log_weight(k: jax.Array) -> jax.Array:
         noise_bd = normal_of(jax.vmap(jax.random.fold_in, (0, None))(keys_b, k), mean_bd.shape[-1])
-        z_bd = mean_bd + jnp.exp(0.5 * log_var_bd) * noise_bd
-        # log p(z) - log q(z | x), whose constants cancel
-        ratio_b = 0.5 * jnp.sum(jnp.square(noise_bd) + log_var_bd - jnp.square(z_bd), axis=-1)
-        return log_likelihood(model, x_bhwc, model.decode(z_bd, label_b)) + ratio_b
+        fit_b, ratio_b = log_weight_parts(model, x_bhwc, label_b, mean_bd, log_var_bd, noise_bd)
+        return fit_b + ratio_b
 
     def body(total_b: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
         k = start + jnp.arange(chunk)
@@ -146,6 +145,47 @@ def importance_bound(
     chunk = min(chunk, samples)
     total_b, _ = jax.lax.scan(body, jnp.full(x_bhwc.shape[0], -jnp.inf), jnp.arange(0, samples, chunk))
     return total_b - math.log(samples)
+
+
+def log_weight_parts(
+    model: Any,
+    x_bhwc: jax.Array,
+    label_b: jax.Array | None,
+    mean_bd: jax.Array,
+    log_var_bd: jax.Array,
+    noise_bd: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """log p(x | z) and log p(z) - log q(z | x), each [B], of the sample z = mean + std · noise of q."""
+    z_bd = mean_bd + jnp.exp(0.5 * log_var_bd) * noise_bd
+    ratio_b = 0.5 * jnp.sum(jnp.square(noise_bd) + log_var_bd - jnp.square(z_bd), axis=-1)  # the constants cancel
+    return log_likelihood(model, x_bhwc, model.decode(z_bd, label_b)), ratio_b
+
+
+def training_loss(
+    model: Any, x_bhwc: jax.Array, label_b: jax.Array | None, noise_kbd: jax.Array, beta: jax.Array, free: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What training lowers, summed over the batch, and the sums of `kl` and `reconstruction`, all in nats.
+
+    With one row of noise, the negative evidence bound with its KL in closed form, weighed by beta and with `free` nats
+    a dimension. With K rows, the negative bound of K importance samples (Burda et al. 2016, equation 8), which is
+    closer to log p(x), with beta before log p(z) / q(z | x). Raises ZooError for K rows with free nats or with a
+    Gaussian likelihood, whose best variance is that of one sample, and for no row.
+    """
+    samples = len(noise_kbd)
+    if samples < 1:
+        raise ZooError(f"a bound of {samples} samples; give at least 1")
+    if samples == 1:
+        fit_b, kl_bd = evidence(model, x_bhwc, label_b, noise_kbd[0], train=True)
+        loss = beta * free_bits(kl_bd, free) * len(x_bhwc) - fit_b.sum()
+        return loss, {"kl": kl_bd.sum(), "reconstruction": -fit_b.sum()}
+    if free or model.config.likelihood == "gaussian":
+        raise ZooError(f"free bits and the gaussian likelihood are for the bound of 1 sample, and this is of {samples}")
+    mean_bd, log_var_bd = model.encode(x_bhwc, label_b)
+    parts = functools.partial(log_weight_parts, model, x_bhwc, label_b, mean_bd, log_var_bd)
+    fit_kb, ratio_kb = jax.vmap(parts)(noise_kbd)
+    bound_b = jax.nn.logsumexp(fit_kb + beta * ratio_kb, axis=0) - math.log(samples)
+    kl = gaussian_kl(mean_bd, log_var_bd).sum()
+    return -bound_b.sum(), {"kl": kl, "reconstruction": -fit_kb.mean(axis=0).sum()}
 
 
 def weighted_sums(values: dict[str, jax.Array], weight_b: jax.Array) -> dict[str, jax.Array]:
