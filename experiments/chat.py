@@ -56,7 +56,7 @@ class Config(TrainConfig):
 MUON = OptimConfig(name="muon", lr=0.02, adam_lr=1e-2, momentum=0.95, schedule="linear", warmup=0.0)
 ADAM = OptimConfig(lr=1e-3, b2=0.99, clip=1.0, schedule="linear")
 SFT = Config(steps=1000, batch=16, eval_every=250, save_every=250, data=ConversationConfig(size=40_000), optim=MUON)
-LORA = replace(SFT, method="lora", steps=1500, optim=replace(ADAM, lr=3e-3))
+LORA = replace(SFT, method="lora", steps=2500, optim=replace(ADAM, lr=3e-3))
 DPO = replace(
     SFT, method="dpo", start="runs/chat", steps=200, eval_every=50, save_every=50, optim=replace(ADAM, lr=5e-5)
 )

@@ -68,6 +68,7 @@ CIFAR10 = Config(  # a session of Colab
     batch=256,
     eval_every=1000,
     save_every=1000,
+    steps_per_dispatch=10,
     ema=0.999,
     conditional=True,
     model=replace(VARIANTS["gan-residual"], width=128),

@@ -53,7 +53,7 @@ LONG = Config(model="gpt-modern-xs", steps=1600, batch=12, eval_every=800, save_
 WORLD = replace(
     PYDOC,
     model="gpt-modern",
-    steps=1000,
+    steps=2500,
     sample_tokens=60,
     data=TextConfig("dialogues", codec="bpe", vocab_size=512),
 )

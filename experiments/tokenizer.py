@@ -44,7 +44,7 @@ class Config(TrainConfig):
 
 DIGITS = Config(steps=2000, batch=64, eval_every=250, save_every=500, model=VARIANTS["tokenizer-8"])
 FASHION = replace(DIGITS, steps=4000, batch=32, eval_every=1000, save_every=1000, model=VARIANTS["tokenizer-28"])
-COLAB = {"steps": 50_000, "batch": 256, "ema": 0.999, "optim": OptimConfig(lr=5e-4)}
+COLAB = {"steps": 50_000, "batch": 256, "steps_per_dispatch": 10, "ema": 0.999, "optim": OptimConfig(lr=5e-4)}
 CIFAR10 = replace(FASHION, model=VARIANTS["tokenizer-32"], data=ImageConfig("tfds:cifar10"), **COLAB)
 PRESETS = {"digits": DIGITS, "fashion": FASHION, "cifar10": CIFAR10}
 

@@ -14,7 +14,7 @@ from zoo.objectives import variational as vi
 from zoo.train.mesh import MeshConfig
 from zoo.train.run import Run
 
-SHORT = {"steps": 30, "batch": 32, "log_every": 1, "eval_every": 15, "save_every": 30, "iwae": 60, "ema": 0.0}
+SHORT = {"steps": 30, "batch": 32, "log_every": 1, "eval_every": 15, "save_every": 30, "iwae": 60, "ema": 0.0, "samples": 1}
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def train(tmp_path, monkeypatch):
 
     def run(**changes):
         config = dataclasses.replace(
-            recipe.DIGITS, model="tiny", run=str(tmp_path / "run"), mesh=MeshConfig(1, 1, 1), **SHORT, **changes
+            recipe.DIGITS, model="tiny", run=str(tmp_path / "run"), mesh=MeshConfig(1, 1, 1), **SHORT | changes
         )
         recipe.main(config, Run(config, "test"))
         rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -60,3 +60,11 @@ def test_binary_digits_of_a_class(train):
     np.testing.assert_array_equal(shown, 255 * np.asarray(drawn)[0, :, :, 0])
     config = json.loads((folder / "model" / "config.json").read_text())["config"]
     assert (config["likelihood"], config["classes"]) == ("bernoulli", 10)
+
+
+def test_training_on_a_bound_of_samples_comes_closer(train):
+    _, rows, result = train(samples=3, kl_warmup=0.0, eval_every=30)
+    steps = [row for row in rows if "kl" in row]
+    # Above the bound of one sample, whose mean reconstruction and closed KL are told beside it
+    assert np.mean([row["reconstruction"] + row["kl"] - row["loss"] for row in steps[10:]]) > 0.05
+    assert result["iwae_60"] < 64 * np.log(2)
