@@ -14,7 +14,8 @@ from zoo.objectives import variational as vi
 from zoo.train.mesh import MeshConfig
 from zoo.train.run import Run
 
-SHORT = {"steps": 30, "batch": 32, "log_every": 1, "eval_every": 15, "save_every": 30, "iwae": 60, "ema": 0.0, "samples": 1}
+SHORT = {"steps": 30, "batch": 32, "log_every": 1, "eval_every": 15, "save_every": 30, "ema": 0.0}
+BOUNDS = {"samples": 1, "iwae": 60}
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def train(tmp_path, monkeypatch):
 
     def run(**changes):
         config = dataclasses.replace(
-            recipe.DIGITS, model="tiny", run=str(tmp_path / "run"), mesh=MeshConfig(1, 1, 1), **SHORT | changes
+            recipe.DIGITS, model="tiny", run=str(tmp_path / "run"), mesh=MeshConfig(1, 1, 1), **SHORT | BOUNDS | changes
         )
         recipe.main(config, Run(config, "test"))
         rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
