@@ -1,0 +1,143 @@
+"""The reading of compiled programs, on a small one whose every figure is worked by hand."""
+
+import pytest
+
+from tpu.chips import Chip
+from tpu.hlo import group_size, link_bytes, parse_op, schedule, shape_bytes
+
+CHIP = Chip(hbm=16, bandwidth=800, link=100, clock=2.0)
+TEXT = """HloModule jit_f, is_scheduled=true
+
+FileNames
+1 "/repo/zoo/models/some.py"
+2 "/venv/lib/python3.11/site-packages/flax/nnx/linear.py"
+
+FunctionNames
+1 "f"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=17 end_line=17 column=1 end_column=2}
+2 {file_name_id=2 function_name_id=1 line=99 end_line=99 column=1 end_column=2}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=1}
+
+%fused (p: bf16[64,1024]) -> bf16[64,1024] {
+  %p = bf16[64,1024]{1,0} parameter(0)
+  %inside = bf16[64,1024]{1,0} negate(%p), backend_config={"window_config":{"estimated_cycles":"77"}}
+  %gather.1 = bf16[128,1024]{1,0} all-gather(%p), channel_id=9, replica_groups=[4,2]<=[8], dimensions={0}
+  ROOT %done = bf16[64,1024]{1,0} negate(%inside)
+}
+
+%condition (c: (s32[], bf16[64,1024])) -> pred[] {
+  %c = (s32[]{:T(128)}, bf16[64,1024]{1,0}) parameter(0)
+  %five = s32[]{:T(128)} constant(5)
+  %i = s32[]{:T(128)} get-tuple-element(%c), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i, %five), direction=LT
+}
+
+%body (b: (s32[], bf16[64,1024])) -> (s32[], bf16[64,1024]) {
+  %b = (s32[]{:T(128)}, bf16[64,1024]{1,0}) parameter(0)
+  %x = bf16[64,1024]{1,0} get-tuple-element(%b), index=1
+  %work = bf16[64,1024]{1,0} fusion(%x), kind=kLoop, calls=%fused, metadata={op_name="jit(f)/mul" stack_frame_id=2}, \
+backend_config={"window_config":{"estimated_cycles":"1000"}}
+  %again = bf16[64,1024]{1,0} fusion(%work), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"500"}
+  %sorted = (bf16[64,1024]{1,0:T(8,128)(2,1)S(1)}, s32[64,1024]{1,0}) sort(%again, %again), dimensions={1}
+  ROOT %out = (s32[]{:T(128)}, bf16[64,1024]{1,0}) tuple(%i2, %again)
+}
+
+ENTRY %main (a: bf16[64,1024]) -> f32[] {
+  %a = bf16[64,1024]{1,0} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %start = (s32[]{:T(128)}, bf16[64,1024]{1,0}) tuple(%zero, %a)
+  %early = (bf16[64,1024]{1,0:S(1)}, bf16[64,1024]{1,0}, u32[]{:S(2)}) copy-start(%a)
+  %loop = (s32[]{:T(128)}, /*index=1*/bf16[64,1024]{1,0}) while(%start), condition=%condition, body=%body
+  %part = f32[]{:T(128)} multiply(%zero, %zero)
+  ROOT %all = f32[1024]{0} all-reduce(%part), channel_id=3, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+"""
+SIZE = 64 * 1024 * 2
+
+
+def test_a_schedule_by_hand():
+    found = schedule(TEXT, CHIP)
+    by = {cost.op.name: cost for cost in found.costs}
+    # A fusion counts by its own estimate, five times, and what is inside of it does not count again
+    assert (by["work"].times, by["work"].kind, by["work"].seconds) == (5, "estimate", pytest.approx(5 * 1000 / 2e9))
+    assert by["again"].seconds == pytest.approx(5 * 500 / 2e9)
+    assert "inside" not in by
+    # A sort: two operands and the result that lies in HBM, not the one in fast memory
+    assert (by["sorted"].kind, by["sorted"].bytes) == ("bytes", 2 * SIZE + 64 * 1024 * 4)
+    assert by["sorted"].seconds == pytest.approx(5 * (2 * SIZE + 64 * 1024 * 4) / 800e9)
+    # The collective of one channel once, though two fusions hold it; half of its result comes over a link
+    assert (by["gather.1"].times, by["gather.1"].bytes) == (5, SIZE)
+    assert by["all"].bytes == 2 * 4096 * 3 // 4
+    assert found.collectives() == {
+        "all-gather": {"count": 5, "bytes": 5 * SIZE, "seconds": pytest.approx(5 * SIZE / 100e9)},
+        "all-reduce": {"count": 1, "bytes": 6144, "seconds": pytest.approx(6144 / 100e9)},
+    }
+    # An asynchronous copy is told, and takes no time of its own
+    assert (by["early"].kind, by["early"].seconds) == ("overlapped", 0)
+    assert found.seconds == pytest.approx(sum(cost.seconds for cost in by.values()))
+    assert found.costs[0].seconds == max(cost.seconds for cost in found.costs)
+    assert not found.notes
+    # The line of our own that called the library, or the operation's name
+    assert by["work"].source == "/repo/zoo/models/some.py:17"
+    assert by["sorted"].source == ""
+
+
+def test_a_loop_of_unknown_length_is_told():
+    found = schedule(TEXT.replace("constant(5)", "custom-call()"), CHIP)
+    assert found.notes == ["loop: a loop of unknown length is counted once"]
+    assert next(cost for cost in found.costs if cost.op.name == "work").times == 1
+
+
+def test_a_limit_in_the_loops_tuple():
+    text = TEXT.replace("%five = s32[]{:T(128)} constant(5)", "%five = s32[]{:T(128)} get-tuple-element(%c), index=2")
+    text = text.replace("tuple(%zero, %a)", "tuple(%zero, %a, %limit)").replace(
+        "  %start", "  %limit = s32[]{:T(128)} constant(7)\n  %start"
+    )
+    assert next(cost for cost in schedule(text, CHIP).costs if cost.op.name == "work").times == 7
+
+
+def test_branches_count_by_the_dearest():
+    text = TEXT.replace(
+        "while(%start), condition=%condition, body=%body",
+        "conditional(%zero, %start, %start), branch_computations={%condition, %body}",
+    )
+    assert next(cost for cost in schedule(text, CHIP).costs if cost.op.name == "work").times == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("f32[]", 4),
+        ("pred[3,5]{1,0}", 15),
+        ("(bf16[2,8]{1,0:T(8,128)}, /*index=1*/s32[4]{0:S(1)})", 32),
+        ("f8e4m3fn[16]", 16),
+        ("s4[16]{0}", 8),
+        ("token[]", 0),
+    ],
+)
+def test_bytes_of_a_shape(shape, size):
+    assert shape_bytes(shape) == size
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("replica_groups={{0,1},{2,3}}", 2),
+        ("replica_groups=[4,2]<=[8]", 2),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_0','axis_2'}", 8),
+        ("replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}", 8),
+    ],
+)
+def test_groups_and_ring_bytes(groups, size):
+    line = "  %x = f32[1024]{{0}} {}(%y), channel_id=1, {}"
+    op = parse_op(line.format("all-reduce", groups))
+    assert group_size(op) == size
+    assert link_bytes(op) == 2 * 4096 * (size - 1) // size
+    assert link_bytes(parse_op(line.format("reduce-scatter", groups))) == 4096 * (size - 1)
+    assert link_bytes(parse_op(line.format("all-gather", groups))) == 4096 * (size - 1) // size
+    assert link_bytes(parse_op(line.format("collective-permute", groups))) == 4096

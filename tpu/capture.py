@@ -1,0 +1,122 @@
+"""A recipe's own step, taken from the recipe: its `main` runs up to `fit`, on the devices of a topology."""
+
+import importlib.machinery
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from tpu.chips import as_on_tpu
+from zoo.data.images import Images
+from zoo.errors import ZooError, unknown
+from zoo.train.config import TrainConfig
+from zoo.train.flops import count_flops
+from zoo.train.launch import parse
+from zoo.train.mesh import BATCH, check_batch, make_mesh, replicated
+from zoo.train.run import Run
+from zoo.train.state import State, abstract_state, make_init, make_step
+
+# Images that a plan needs the shape of, and not the pixels: (height, width, channels, classes, training images)
+KNOWN = {"tfds:cifar10": (32, 32, 3, 10, 50_000)}
+
+
+@dataclass
+class Step:
+    """What `fit` would compile: a traced step and the shapes that it takes."""
+
+    traced: Any
+    state: State
+    inputs: Any
+    """Of a batch and, with many steps a dispatch, of the data that lies on the device."""
+    flops: float
+    """Of one step, over all devices."""
+    config: TrainConfig
+    mesh: Mesh
+
+
+class Captured(Exception):
+    """The recipe has come to `fit`, and its step is traced."""
+
+    def __init__(self, step: Step):
+        super().__init__()
+        self.step = step
+
+
+def capture(script: Path, arguments: list[str], devices: list[Any]) -> Step:
+    """The step of `SCRIPT [PRESET] [--flags]` on the devices. Raises ZooError for what the recipe finds wrong."""
+    recipe: Any = load_script(script)
+    preset, flags = next(iter(recipe.PRESETS)), arguments
+    if arguments and not arguments[0].startswith("-"):
+        preset, flags = arguments[0], arguments[1:]
+    if preset not in recipe.PRESETS:
+        raise unknown("preset", preset, recipe.PRESETS)
+    config = parse(recipe.PRESETS[preset], [*flags, "--run", "planned"], script.stem, recipe.PRESETS, recipe.__doc__)
+    recipe.fit = take
+    recipe.make_mesh = lambda sizes: make_mesh(sizes, devices)
+    if hasattr(recipe, "load_images"):
+        read = recipe.load_images
+        recipe.load_images = lambda source: stand_in(source) or read(source)
+    try:
+        with as_on_tpu():
+            recipe.main(config, Run(config, "plan"))
+    except Captured as captured:
+        return captured.step
+    raise ZooError(f"{script} ended without a call of fit(); its step is not known")
+
+
+def load_script(path: Path) -> Any:
+    """A recipe as a module of its own. Raises ZooError where there is none."""
+    if not path.is_file():
+        raise ZooError(f"there is no {path}; give a recipe, such as experiments/cnn.py")
+    name = f"planned_{path.stem}"
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # dataclasses look their own module up
+    loader.exec_module(module)
+    if not hasattr(module, "PRESETS") or not hasattr(module, "main"):
+        raise ZooError(f"{path} is no recipe: it has no PRESETS and main")
+    return module
+
+
+def stand_in(config: Any) -> tuple[Images, Images] | None:
+    """Images without pixels, of a data set whose shape is known; None for others, which are read."""
+    if config.source not in KNOWN:
+        return None
+    height, width, channels, classes, count = KNOWN[config.source]
+    size = (config.size, config.size) if config.size else (height, width)
+    names = tuple(str(i) for i in range(classes))
+    parts = [
+        Images(
+            np.broadcast_to(np.uint8(0), (n, *size, channels)), np.arange(n, dtype=np.int32) % classes, names, "planned"
+        )
+        for n in (count, count // 5)
+    ]
+    return parts[0], parts[1]
+
+
+def take(config: TrainConfig, run: Run, **options: Any) -> None:
+    """In place of `fit`: traces what `fit` would, and raises it as `Captured`."""
+    mesh, batches, given = options["mesh"], options["batches"], options.get("given", ())
+    check_batch(config.batch, config.accumulate, mesh)
+    stride = config.steps_per_dispatch
+    batches = batches.resident(stride) if stride > 1 else batches
+    make = make_init(options["init"], options["tx"], config.seed, bool(config.ema))
+    with jax.set_mesh(mesh):
+        state = abstract_state(make, options.get("rules", ()), mesh, given)
+        step = make_step(options["update"], config.seed, state, mesh, resident=stride > 1)
+        inputs = [shapes_of(batches.rows(0), NamedSharding(mesh, BATCH))]
+        if stride > 1:
+            inputs.append([shapes_of(batches.arrays, replicated(mesh))])
+        traced = step.trace(state, *inputs[:1], *(inputs[1] if stride > 1 else []))
+        raise Captured(Step(traced, state, inputs, count_flops(traced.jaxpr) / stride, config, mesh))
+
+
+def shapes_of(arrays: Any, sharding: NamedSharding) -> Any:
+    """Shapes of host arrays as they would lie on the mesh."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arrays)
