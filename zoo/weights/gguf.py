@@ -38,6 +38,7 @@ def load_gguf(
     config, sources = _config(reader, path), _sources(reader)
     sources.pop(FREQUENCIES, None)  # the config tells the same
     rotary = ARCHITECTURES[_values(reader)["general.architecture"]]
+    reader.fields.clear()  # of a tokenizer, hundreds of thousands of small arrays
     try:
         config = registry.replace(config, overrides)
         return import_decoder(config, sources, _rules(rotary), param_dtype=param_dtype, where=where)
