@@ -1,6 +1,6 @@
 """The same training on one device and on a mesh: two networks with spectral norms, and codebook averages.
 
-One mesh with all three axes: compiling is dear, and test_meshes.py has the others.
+By default on the one mesh with all three axes: compiling is dear.
 """
 
 import dataclasses
@@ -47,8 +47,11 @@ def single(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_losses_agree_on_a_mesh_of_all_three_axes(name, single, tmp_path):
-    assert_same_losses(train(RECIPES[name], tmp_path / "run", MESHES["2x2x2"]), single(name), KEYS[name])
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(mesh, marks=() if mesh == "2x2x2" else pytest.mark.slow) for mesh in MESHES]
+)
+def test_losses_agree(name, mesh, single, tmp_path):
+    assert_same_losses(train(RECIPES[name], tmp_path / "run", MESHES[mesh]), single(name), KEYS[name])
 
 
 @pytest.mark.parametrize("name", RECIPES)
