@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import tyro
 
 from zoo.data.chat import read_dialogues, read_preferences
-from zoo.data.dialogues import held_out, load_dialogues, load_preferences
+from zoo.data.dialogues import load_dialogues, load_preferences
+from zoo.data.draw import held_out
 from zoo.errors import ZooError, unknown
 
 

@@ -6,17 +6,14 @@ trained on in another, as a table of sums has no rule that a small model would f
 """
 
 import collections
-import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-
+from zoo.data.draw import Draw, held_out
 from zoo.data.template import MARKS, TURNS
 from zoo.errors import ZooError
 
-T = TypeVar("T")
 Row = dict[str, Any]
 Turn = tuple[str, str]  # a question and its answer
 
@@ -44,7 +41,7 @@ def load_dialogues(seed: int = 0, size: int = 6000, holdout: float = 0.15) -> tu
 
     `size` of both together, all different. About `holdout` of them are held out.
     """
-    draw = _Draw(seed, 0)
+    draw = Draw(seed, 0)
     found: dict[str, tuple[list[Row], bool]] = {}
     for _ in range(50 * size):
         if len(found) == size:
@@ -63,7 +60,7 @@ def load_preferences(seed: int = 0, size: int = 2000, holdout: float = 0.15) -> 
     The chosen answer is right and terse. The rejected one is wrong, evasive, or right with many words, each a third
     of the time. The same subjects are held out as in `load_dialogues`.
     """
-    draw = _Draw(seed, 1)
+    draw = Draw(seed, 1)
     train: list[Row] = []
     test: list[Row] = []
     seen: set[str] = set()
@@ -92,7 +89,7 @@ def dialogue_corpus(seed: int = 0, lines: int = 4000, holdout: float = 0.15) -> 
 
     Whatever is held out does not occur, but that the result of every sum is stated.
     """
-    draw = _Draw(seed, 2)
+    draw = Draw(seed, 2)
     text: list[str] = []
     while len(text) < lines:
         kind = draw.below(6)
@@ -146,37 +143,10 @@ def guessing(train: Sequence[Row], test: Sequence[Row]) -> float:
     return sum(right) / len(right)
 
 
-def held_out(subject: str, holdout: float) -> bool:
-    """Whether a subject is held out: by its own hash, so always and everywhere the same."""
-    if not 0 < holdout < 1:
-        raise ZooError(f"holdout is {holdout}: it is a share of the subjects, between 0 and 1")
-    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8]) < holdout * 2**64
-
-
-class _Draw:
-    """Random choices from raw bits, which NumPy promises to keep the same from version to version."""
-
-    def __init__(self, *seed: int):
-        if min(seed) < 0:
-            raise ZooError(f"seed is {seed[0]}: it must be 0 or more")
-        self._bits = np.random.Philox(np.random.SeedSequence(seed))
-
-    def below(self, n: int) -> int:
-        return int(self._bits.random_raw()) % n
-
-    def pick(self, items: Sequence[T]) -> T:
-        return items[self.below(len(items))]
-
-    def order(self, items: Sequence[T]) -> list[T]:
-        """All items in a random order."""
-        keys = self._bits.random_raw(len(items))
-        return [items[i] for i in np.argsort(keys, kind="stable")]
-
-
 class _Scene:
     """Two objects of different colours and shapes, and how one stands to the other."""
 
-    def __init__(self, draw: _Draw):
+    def __init__(self, draw: Draw):
         pairs = zip(draw.order(COLOURS), draw.order(SHAPES), strict=True)
         self.objects = [f"{colour} {shape}" for colour, shape in pairs][:2]
         a, b = self.objects
@@ -185,7 +155,7 @@ class _Scene:
         self.text = f"A {a} is {relation} a {b}."
         self.subject = "scene " + " ".join(min(self.facts))
 
-    def question(self, draw: _Draw) -> Turn:
+    def question(self, draw: Draw) -> Turn:
         a, relation, b = draw.pick(self.facts)
         colour, shape = a.split()
         return draw.pick(
@@ -198,7 +168,7 @@ class _Scene:
         )
 
 
-def _dialogue(draw: _Draw, holdout: float) -> tuple[bool, list[Row]]:
+def _dialogue(draw: Draw, holdout: float) -> tuple[bool, list[Row]]:
     """A dialogue about what is held out, or about what is not; and which of both."""
     kind, count = draw.below(10), 1 + draw.below(4)
     if kind < 4:
@@ -217,7 +187,7 @@ def _dialogue(draw: _Draw, holdout: float) -> tuple[bool, list[Row]]:
     return held, [_says(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
 
 
-def _sum(draw: _Draw) -> tuple[str, Turn]:
+def _sum(draw: Draw) -> tuple[str, Turn]:
     """The subject of a sum, which is its wording; and question and answer."""
     a, b, c, adds, in_words = _numbers(draw)
     x, y, z = (WORDS[n] if in_words else str(n) for n in (a, b, c))
@@ -227,7 +197,7 @@ def _sum(draw: _Draw) -> tuple[str, Turn]:
     return f"sum {question}", (question, z)
 
 
-def _comparison(draw: _Draw) -> tuple[str, Turn]:
+def _comparison(draw: Draw) -> tuple[str, Turn]:
     """The subject of a comparison, which is the pair of numbers; and question and answer."""
     a, b = draw.below(100), draw.below(99)
     b += b >= a
@@ -238,7 +208,7 @@ def _comparison(draw: _Draw) -> tuple[str, Turn]:
     return _pair(a, b), draw.pick(turns)
 
 
-def _numbers(draw: _Draw) -> tuple[int, int, int, bool, bool]:
+def _numbers(draw: Draw) -> tuple[int, int, int, bool, bool]:
     """a + b = c or a - b = c, which of both, and whether in words, as some with small numbers are."""
     in_words, adds = draw.below(4) == 0, draw.below(2) == 0
     most = 5 if in_words else MOST
@@ -250,7 +220,7 @@ def _pair(a: int, b: int) -> str:
     return f"pair {min(a, b)} {max(a, b)}"
 
 
-def _wrong(draw: _Draw, right: str) -> str:
+def _wrong(draw: Draw, right: str) -> str:
     """A terse answer of the same kind that is not right."""
     numbers = tuple(str(n) for n in range(100))
     objects = tuple(f"the {colour} {shape}" for colour in COLOURS for shape in SHAPES)
