@@ -53,9 +53,9 @@ def test_a_recipe_is_planned_as_it_would_run(capsys, tmp_path):
 def test_many_chips_exchange_gradients():
     made, _ = plan.plan(plan.Path(VAE), ["digits", "--samples", "1"], "v5e:2x2")
     assert made.devices == 4
-    # Every gradient is summed over the chips once
+    # Every gradient is summed over the chips once, in bfloat16, of which a ring sends 2 · 3/4; and some scalars
     moved = sum(row["bytes"] for row in made.collectives.values())
-    assert 1.0 < moved / (2 * made.params_bytes * 3 / 4) < 1.5
+    assert 1.0 < moved / (2 * made.parameters * 2 * 3 / 4) < 1.02
 
 
 @pytest.mark.tpu
