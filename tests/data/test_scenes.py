@@ -1,6 +1,7 @@
 """Scenes: drawings that are read back without a fault, sentences that are read back as they were meant."""
 
 import hashlib
+import json
 import subprocess
 import sys
 
@@ -206,3 +207,27 @@ def test_each_kind_is_asked_and_no_question_has_two_answers():
 def test_bad_input_is_refused(make, message):
     with pytest.raises(ZooError, match=message):
         make()
+
+
+def test_the_prepared_data_set_holds_the_same(tmp_path):
+    from zoo.data.images import ImageConfig, load_images
+    from zoo.data.scenes_tfds import example, prepare
+
+    builder = prepare(tmp_path, examples=6)
+    for split in ("train", "test", "compositional"):
+        records = builder.as_data_source(split=split)
+        assert len(records) == builder.info.splits[split].num_examples == 6
+    found = {json.loads(record["scene"].decode())["background"]: record for record in builder.as_data_source("train")}
+    every = [example("train", i) for i in range(6)]
+    for record in found.values():
+        meant = next(each for each in every if each["scene"] == record["scene"].decode())
+        np.testing.assert_array_equal(record["image"], np.asarray(meant["image"]))
+        np.testing.assert_array_equal(record["masks"], meant["masks"])
+        np.testing.assert_array_equal(record["boxes"], meant["boxes"])
+        assert [text.decode() for text in record["captions"]] == meant["captions"]
+        assert [text.decode() for text in record["turns"]["answer"]] == [turn["answer"] for turn in meant["turns"]]
+    train, test = load_images(ImageConfig(f"tfds:zoo_scenes@{tmp_path}"))
+    assert (len(train), len(test), train.shape, train.classes) == (6, 6, (32, 32, 3), SHAPES)
+    for size, count in ((48, 1), (32, 0)):
+        with pytest.raises(ZooError, match=r"32 or 64|at least 1"):
+            prepare(tmp_path / "other", size, count)
