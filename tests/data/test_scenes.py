@@ -175,6 +175,8 @@ def test_questions_by_hand():
     }
     assert {question: turns.get(question) for question in expected} == expected
     assert "what is above the circle?" not in turns
+    ring = Scene("black", (Thing("ring", "orange", "large", "plain", "flat", 0), BLUE_STAR))
+    assert ("what is above the star?", "an orange ring") in questions(ring)["what"]
 
 
 def test_each_kind_is_asked_and_no_question_has_two_answers():

@@ -128,7 +128,7 @@ def caption(scene: Scene, draw: Draw) -> Told:
 def _phrase(named: Named) -> str:
     words = [named.size, named.shading, "plain" if named.texture == "plain" else None, named.colour, named.shape]
     text = " ".join(word for word in words if word)
-    text = f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
+    text = _one(text)
     if named.texture in ENDINGS:
         text += f" {ENDINGS[named.texture]}"
     return text + (f" at the {PLACES[named.quarter]}" if named.quarter is not None else "")
@@ -172,27 +172,28 @@ def questions(scene: Scene) -> dict[str, list[Turn]]:
     for colour in COLOURS:
         found["count"].append((f"how many {colour} things are there?", _count(things, colour=colour)))
     for thing in things:
-        by_shape, by_colour = f"the {thing.shape}", f"the {thing.colour} thing"
+        names = []
         if _only(things, shape=thing.shape):
-            found["colour"].append((f"what colour is {by_shape}?", thing.colour))
+            names.append(f"the {thing.shape}")
+            found["colour"].append((f"what colour is {names[-1]}?", thing.colour))
         if _only(things, colour=thing.colour):
-            found["shape"].append((f"what shape is {by_colour}?", thing.shape))
-        names = {by_shape: _only(things, shape=thing.shape), by_colour: _only(things, colour=thing.colour)}
-        for name in (name for name, only in names.items() if only):
+            names.append(f"the {thing.colour} thing")
+            found["shape"].append((f"what shape is {names[-1]}?", thing.shape))
+        for name in names:
             found["size"].append((f"what size is {name}?", thing.size))
             found["texture"].append((f"is {name} plain, spotted or striped?", thing.texture))
             found["where"].append((f"where is {name}?", PLACES[thing.quarter]))
             for i, relation in enumerate(RELATIONS):
                 there = [other for other in things if related(i, other, thing)]
                 if len(there) == 1:
-                    found["what"].append((f"what is {relation} {name}?", f"a {there[0].colour} {there[0].shape}"))
+                    found["what"].append((f"what is {relation} {name}?", _one(f"{there[0].colour} {there[0].shape}")))
                 for other in things:
                     if other != thing and _only(things, shape=other.shape):
                         answer = "yes" if related(i, other, thing) else "no"
                         found["yes or no"].append((f"is the {other.shape} {relation} {name}?", answer))
     for colour, shape in itertools.product(COLOURS, SHAPES):
         answer = "yes" if any((x.colour, x.shape) == (colour, shape) for x in things) else "no"
-        found["yes or no"].append((f"is there {'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}?", answer))
+        found["yes or no"].append((f"is there {_one(f'{colour} {shape}')}?", answer))
     found["background"].append(("what colour is the background?", scene.background))
     return found
 
@@ -203,6 +204,11 @@ def ask(scene: Scene, draw: Draw) -> tuple[str, Turn]:
     kind = draw.pick(list(asked))
     answer = draw.pick(sorted({turn[1] for turn in asked[kind]}))
     return kind, draw.pick([turn for turn in asked[kind] if turn[1] == answer])
+
+
+def _one(name: str) -> str:
+    """The name behind its article."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _count(things: tuple[Thing, ...], **wanted: str) -> str:
