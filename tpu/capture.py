@@ -13,10 +13,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from tpu.chips import as_on_tpu
 from zoo.data.images import Images
-from zoo.errors import ZooError, unknown
+from zoo.errors import ZooError
 from zoo.train.config import TrainConfig
 from zoo.train.flops import count_flops
-from zoo.train.launch import parse
+from zoo.train.launch import parse, split_preset
 from zoo.train.mesh import BATCH, check_batch, make_mesh, replicated
 from zoo.train.run import Run
 from zoo.train.state import State, abstract_state, make_init, make_step
@@ -50,11 +50,7 @@ class Captured(Exception):
 def capture(script: Path, arguments: list[str], devices: list[Any]) -> Step:
     """The step of `SCRIPT [PRESET] [--flags]` on the devices. Raises ZooError for what the recipe finds wrong."""
     recipe: Any = load_script(script)
-    preset, flags = next(iter(recipe.PRESETS)), arguments
-    if arguments and not arguments[0].startswith("-"):
-        preset, flags = arguments[0], arguments[1:]
-    if preset not in recipe.PRESETS:
-        raise unknown("preset", preset, recipe.PRESETS)
+    preset, flags = split_preset(arguments, recipe.PRESETS)
     config = parse(recipe.PRESETS[preset], [*flags, "--run", "planned"], script.stem, recipe.PRESETS, recipe.__doc__)
     recipe.fit = take
     recipe.make_mesh = lambda sizes: make_mesh(sizes, devices)

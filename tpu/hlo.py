@@ -160,15 +160,15 @@ def schedule(text: str, chip: Chip) -> Schedule:
         source = sources.get(int(frame[1]), "") if frame else ""
         found.costs.append(Cost(op, times, times * seconds, kind, size, source or (named[1] if named else "")))
 
-    def links(name: str, times: int, counted: bool) -> None:
+    def links(name: str, times: int) -> None:
         """Collectives inside of fusions, which run beside the fusion's own work."""
         for op in computations.get(name, []):
             if collective_kind(op.opcode):
-                collective(op, times, counted)
+                collective(op, times)
             for inner in op.called("calls"):
-                links(inner, times, counted)
+                links(inner, times)
 
-    def collective(op: Op, times: int, counted: bool = True) -> None:
+    def collective(op: Op, times: int) -> None:
         channel = re.search(r"channel_id=(\d+)", op.rest)
         if channel:  # the parts of one that is spread over several fusions share its channel
             if channel[1] in channels:
@@ -180,9 +180,9 @@ def schedule(text: str, chip: Chip) -> Schedule:
     def walk(name: str, times: int) -> None:
         ops = {op.name: op for op in computations[name]}
         for op in ops.values():
-            moved = shape_bytes(op.shape) + sum(shape_bytes(ops[x].shape) for x in op.operands if x in ops)
             if op.opcode in FREE or op.opcode in DONE:
                 continue
+            moved = shape_bytes(op.shape) + sum(shape_bytes(ops[x].shape) for x in op.operands if x in ops)
             if op.opcode == "while":
                 trips = trip_count(op, ops, computations)
                 if trips is None:
@@ -190,19 +190,19 @@ def schedule(text: str, chip: Chip) -> Schedule:
                 walk(op.called("body")[0], times * (trips or 1))
             elif op.opcode == "conditional":
                 branches = op.called("branch_computations", "true_computation", "false_computation")
-                walk(max(branches, key=lambda b: weight(b)), times)
+                walk(max(branches, key=weight), times)
             elif op.opcode == "call":
                 walk(op.called("to_apply")[0], times)
             elif collective_kind(op.opcode):
                 collective(op, times)
             elif op.opcode in ASYNC:
                 for inner in op.called("calls"):
-                    links(inner, times, True)
+                    links(inner, times)
                 if not op.opcode.endswith("-done"):
                     add(op, times, 0.0, "overlapped", moved)
             else:
                 for inner in op.called("calls"):
-                    links(inner, times, False)
+                    links(inner, times)
                 if op.cycles is not None:
                     add(op, times, op.cycles / (chip.clock * 1e9), "estimate", moved)
                 elif 'custom_call_target="tpu_custom_call"' in op.rest:

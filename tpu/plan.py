@@ -25,6 +25,7 @@ from tpu.capture import Step, capture
 from tpu.chips import Chip, devices_of, quiet
 from tpu.hlo import Schedule, schedule
 from zoo.errors import ZooError
+from zoo.models import functional
 from zoo.train.flops import peak_flops
 
 GIB = 2**30
@@ -117,7 +118,7 @@ def describe(
         devices=step.mesh.size,
         batch=step.config.batch,
         steps_per_dispatch=stride,
-        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(state["params"])),
+        parameters=functional.count(state["params"]),
         flops=step.flops,
         hbm=int(chip.hbm * GIB),
         params_bytes=params,

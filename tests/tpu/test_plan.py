@@ -10,7 +10,12 @@ from tpu.capture import capture
 from tpu.chips import devices_of
 
 VAE = "experiments/vae.py"
-MISSING = importlib.util.find_spec("libtpu") is None
+
+
+def needs_libtpu(test):
+    """Marks a test that `pytest -m tpu` picks, and that says why where it cannot run."""
+    missing = importlib.util.find_spec("libtpu") is None
+    return pytest.mark.tpu(pytest.mark.skipif(missing, reason='no libtpu: pip install -e ".[tpu]"')(test))
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +33,7 @@ def test_bad_input_is_told(capsys):
     assert "should be KIND:SIZES, such as v5e:2x4" in refusal(capsys, VAE, "--topology", "v5e")
 
 
-@pytest.mark.tpu
-@pytest.mark.skipif(MISSING, reason='no libtpu: pip install -e ".[tpu]"')
+@needs_libtpu
 def test_a_recipe_is_planned_as_it_would_run(capsys, tmp_path):
     out = tmp_path / "plan.json"
     assert plan.main([VAE, "digits", "--batch", "64", "--topology", "v5e:1x1", "--explain", "--json", str(out)]) == 0
@@ -48,8 +52,7 @@ def test_a_recipe_is_planned_as_it_would_run(capsys, tmp_path):
     assert not (tmp_path / "planned").exists()
 
 
-@pytest.mark.tpu
-@pytest.mark.skipif(MISSING, reason='no libtpu: pip install -e ".[tpu]"')
+@needs_libtpu
 def test_many_chips_exchange_gradients():
     made, _ = plan.plan(plan.Path(VAE), ["digits", "--samples", "1"], "v5e:2x2")
     assert made.devices == 4
@@ -58,8 +61,7 @@ def test_many_chips_exchange_gradients():
     assert 1.0 < moved / (2 * made.parameters * 2 * 3 / 4) < 1.02
 
 
-@pytest.mark.tpu
-@pytest.mark.skipif(MISSING, reason='no libtpu: pip install -e ".[tpu]"')
+@needs_libtpu
 def test_what_the_recipe_refuses_is_told(capsys, tmp_path):
     assert "there is no nothing.py; give a recipe" in refusal(capsys, "nothing.py")
     (tmp_path / "other.py").write_text("x = 1")
@@ -68,8 +70,7 @@ def test_what_the_recipe_refuses_is_told(capsys, tmp_path):
     assert "does not divide by mesh.data 4" in refusal(capsys, VAE, "--batch", "6", "--topology", "v5e:2x2")
 
 
-@pytest.mark.tpu
-@pytest.mark.skipif(MISSING, reason='no libtpu: pip install -e ".[tpu]"')
+@needs_libtpu
 def test_models_are_those_of_a_tpu():
     _, devices = devices_of("v5e:1x1")
     step = capture(plan.Path(VAE), ["digits"], devices)

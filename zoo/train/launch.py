@@ -31,18 +31,13 @@ def launch(
     argv = sys.argv[1:] if argv is None else argv
     script = Path(sys.argv[0]).stem
     try:
-        preset, flags = next(iter(presets)), argv
-        if argv and not argv[0].startswith("-"):
-            preset, flags = argv[0], argv[1:]
-        if preset not in presets:
-            raise unknown("preset", preset, presets)
+        preset, flags = split_preset(argv, presets)
         config = parse(presets[preset], flags, script, presets, about)
         if not config.run:
             name = script if preset == next(iter(presets)) else f"{script}-{preset}"
             config = dataclasses.replace(config, run=f"runs/{name}")
         start_jax()
-        command = shlex.join(["python", f"experiments/{script}.py", *argv])
-        main(config, Run(config, command))
+        main(config, Run(config, shlex.join(["python", f"experiments/{script}.py", *argv])))
     except ZooError as error:
         sys.exit(_fail(str(error)))
     except Exception as error:
@@ -50,6 +45,14 @@ def launch(
         if not full and os.strerror(errno.ENOSPC) not in str(error):  # checkpoints are written by threads of others
             raise
         sys.exit(_fail(f"{error}; free some space and run the same command again, or choose another --run folder"))
+
+
+def split_preset(argv: list[str], presets: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The preset that a command line names first, or the first of all, and its flags. Raises ZooError for no preset."""
+    preset, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (next(iter(presets)), argv)
+    if preset not in presets:
+        raise unknown("preset", preset, presets)
+    return preset, flags
 
 
 def parse(preset: TrainConfig, flags: list[str], script: str, presets: Mapping[str, Any], about: str | None) -> Any:
