@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zoo.errors import ZooError
-from zoo.generate.sampling import Sampling, choose, filtered, penalised
+from zoo.generate.sampling import Sampling, choose, filtered, guided, penalised
 
 SHARES = np.array([0.1, 0.4, 0.05, 0.25, 0.2])
 LOGITS = jnp.log(jnp.asarray(SHARES, jnp.float32))[None] + 3.0
@@ -47,6 +47,20 @@ def test_penalty_by_sign():
     logits = jnp.array([[2.0, -2.0, 1.0, -1.0]])
     seen = jnp.array([[True, True, False, False]])
     np.testing.assert_allclose(penalised(logits, seen, jnp.float32(4.0)), [[0.5, -8.0, 1.0, -1.0]])
+
+
+def test_guidance_pulls_both_halves_alike():
+    """Of two rows with a condition and two without: u + 3 (c - u), and only ids 1 and 2 are allowed."""
+    given = jnp.array([[1.0, 2.0, 4.0, 9.0], [0.0, 3.0, 1.0, 0.0], [5.0, 2.0, 3.0, 9.0], [0.0, 1.0, 2.5, 0.0]])
+    sampling = Sampling(guidance=3.0, allowed=(1, 3), temperature=0)
+    tokens, logprobs = choose(given, jax.random.split(jax.random.key(0), 4), sampling.used, sampling.values())
+    assert tokens.tolist() == [2, 1, 2, 1]  # 2 against 6, and 7 against -2
+    np.testing.assert_allclose(logprobs, jax.nn.log_softmax(given)[jnp.arange(4), tokens], rtol=1e-6)
+    np.testing.assert_allclose(guided(given, jnp.float32(3.0))[:2], given[2:] + 3 * (given[:2] - given[2:]))
+    sampling = Sampling(allowed=(1, 3))
+    keys = jax.random.split(jax.random.key(1), 400)
+    tokens, _ = choose(jnp.tile(LOGITS, (400, 1)), keys, sampling.used, sampling.values())
+    assert set(tokens.tolist()) == {1, 2}
 
 
 def test_draws_follow_the_shares_and_tell_the_plain_log_probability():

@@ -14,7 +14,8 @@ from zoo.data.tokenizer import Stream
 from zoo.errors import ZooError
 from zoo.generate.sampling import Sampling, choose
 from zoo.models import functional
-from zoo.models.decoder import Cache, Decoder
+from zoo.models.attention import Cache
+from zoo.models.decoder import Decoder
 
 LEAST_BUCKET = 16  # prompts and texts are padded, so that few programs are compiled
 

@@ -1,17 +1,25 @@
 """How the next token is chosen from logits."""
 
 from dataclasses import dataclass, fields
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import tyro
 
 from zoo.errors import ZooError
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Applied in this order: the penalty, the temperature, then each filter to what the one before it left."""
+    """Applied in this order: guidance, the ids that are allowed, the penalty, the temperature, then each filter to
+    what the one before it left."""
 
+    guidance: Annotated[float, tyro.conf.Suppress] = 1.0
+    """Other than 1, the second half of the rows are the first without its condition, and both halves take the token
+    of u + guidance · (c - u), c and u the logits with and without it (Ho and Salimans 2022, arXiv:2207.12598)."""
+    allowed: Annotated[tuple[int, int] | None, tyro.conf.Suppress] = None
+    """The first id to choose from, and one past the last; all if not given."""
     temperature: float = 1.0
     """Divides the logits; 0 always takes the likeliest token."""
     top_k: int = 0
@@ -26,6 +34,8 @@ class Sampling:
     def __post_init__(self) -> None:
         """Raises ZooError for values outside their range."""
         within = {
+            "guidance": self.guidance >= 0,
+            "allowed": self.allowed is None or 0 <= self.allowed[0] < self.allowed[1],
             "temperature": self.temperature >= 0,
             "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
@@ -34,8 +44,8 @@ class Sampling:
         }
         if wrong := [f"{name} {getattr(self, name)}" for name, fine in within.items() if not fine]:
             raise ZooError(
-                f"{', '.join(wrong)} is out of range: temperature and top_k are at least 0, top_p lies in (0, 1], "
-                "min_p in [0, 1], repetition_penalty above 0"
+                f"{', '.join(wrong)} is out of range: guidance, temperature and top_k are at least 0, allowed ids a "
+                "range, top_p lies in (0, 1], min_p in [0, 1], repetition_penalty above 0"
             )
 
     @property
@@ -44,13 +54,21 @@ class Sampling:
         off = Sampling()
         used = {field.name for field in fields(self) if getattr(self, field.name) != getattr(off, field.name)}
         if self.temperature == 0:
-            return frozenset({"greedy"} | used & {"repetition_penalty"})
+            return frozenset({"greedy"} | used & {"guidance", "allowed", "repetition_penalty"})
         return frozenset(used)
 
     def values(self) -> dict[str, jax.Array]:
         """The numbers, as arrays for a compiled program."""
-        numbers = {field.name: jnp.asarray(getattr(self, field.name)) for field in fields(self)}
-        return {name: x.astype(jnp.int32 if name == "top_k" else jnp.float32) for name, x in numbers.items()}
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        numbers = {name: jnp.asarray(x) for name, x in given.items() if x is not None}
+        whole = ("top_k", "allowed")
+        return {name: x.astype(jnp.int32 if name in whole else jnp.float32) for name, x in numbers.items()}
+
+
+def guided(logits_bv: jax.Array, guidance: jax.Array) -> jax.Array:
+    """The logits [B, V] of both halves by `Sampling.guidance`."""
+    with_bv, without_bv = jnp.split(logits_bv, 2)
+    return jnp.tile(without_bv + guidance * (with_bv - without_bv), (2, 1))
 
 
 def penalised(logits_bv: jax.Array, seen_bv: jax.Array, penalty: jax.Array) -> jax.Array:
@@ -91,6 +109,11 @@ def choose(
     Each row has its own key, so that what it draws does not depend on the rows beside it.
     """
     given_bv, total_b = logits_bv, jax.nn.logsumexp(logits_bv, axis=-1)
+    if "guidance" in used:
+        logits_bv = guided(logits_bv, values["guidance"])
+    if "allowed" in used:
+        ids = jnp.arange(logits_bv.shape[-1])
+        logits_bv = jnp.where(((ids >= values["allowed"][0]) & (ids < values["allowed"][1]))[None], logits_bv, -jnp.inf)
     if seen_bv is not None:
         logits_bv = penalised(logits_bv, seen_bv, values["repetition_penalty"])
     if "greedy" in used:

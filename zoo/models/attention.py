@@ -33,16 +33,39 @@ class Seen(NamedTuple):
     """Document of each query, int32 [B, T]."""
     key_documents: jax.Array | None = None
     """Document of each key, int32 [B, S]."""
+    given: jax.Array | None = None
+    """Tokens, bool [B, T] with T = S, that see one another whatever their order."""
 
     def mask(self) -> jax.Array:
         """True where a query sees a key: bool [B or 1, T, S]."""
         query, key = self.query[:, :, None], self.key[:, None, :]
         seen = (key <= query) & (key >= 0)
+        if self.given is not None:
+            seen |= self.given[:, :, None] & self.given[:, None, :]
         if self.window:
             seen &= query - key < self.window
         if self.query_documents is not None and self.key_documents is not None:
             seen &= self.query_documents[:, :, None] == self.key_documents[:, None, :]
         return seen
+
+
+class Cache(NamedTuple):
+    """Keys and values of what has been read, for one layer after the other.
+
+    Row b of a batch is padded on its left by `start_b[b]` tokens, so that all rows end together. Token i of a row
+    lies in slot i modulo the number of slots: with a sliding window old tokens are written over.
+    """
+
+    k: tuple[jax.Array, ...]
+    """[B, G, S, K] for each layer."""
+    v: tuple[jax.Array, ...]
+    """[B, G, S, K] for each layer."""
+    start_b: jax.Array
+    """First token of each row that is not padding, int32 [B]."""
+    length: jax.Array
+    """Tokens read so far, padding included, int32 []."""
+    cells_b: jax.Array
+    """Codes of a picture that each row ends with, int32 [B]."""
 
 
 def attend(

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +16,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError, unknown
-from zoo.models.attention import Implementation, Seen, attend, cudnn, splash
-from zoo.models.layers import (
-    DTYPES,
-    REMAT,
-    constrain,
-    dropout,
-    layer_norm,
-    outputs_first,
-    project,
-    project_few,
-    remat,
-    resolve_dtype,
-    rms_norm,
-    unstack,
-)
-from zoo.models.positions import rotary_frequencies, rotary_turns, rotate, sinusoids
+from zoo.models.attention import Cache, Implementation, Seen, attend, cudnn, splash
+from zoo.models.layers import DTYPES, REMAT, constrain, dropout, layer_norm, remat, resolve_dtype, rms_norm, unstack
+from zoo.models.positions import grid_cells, rotary_frequencies, rotary_turns, rotate, sinusoids
+from zoo.models.projections import outputs_first, project, project_few
 
 Params = dict[str, jax.Array]
 Features = dict[str, jax.Array]
@@ -67,6 +55,10 @@ class DecoderConfig:
     """Hidden width of the MLP; 4 d_model if not given."""
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
     """Where the order of the tokens comes in."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of a picture's codes, which are told where they lie; none if not given."""
+    first_code: int = 0
+    """Ids from here on are codes of pictures; of models with a grid."""
     rope_theta: float = 10_000.0
     """Base of the rotary wavelengths."""
     rope_factor: float = 1.0
@@ -107,25 +99,10 @@ class DecoderConfig:
     """xla anywhere; splash, a Pallas kernel, on TPU; cudnn on NVIDIA GPUs."""
     loop: Literal["scan", "unroll"] = "scan"
     """The loop over layers: scanned compiles faster, unrolled runs faster."""
+    prefix: bool = False
+    """What is given to a sequence is seen in both directions: a prefix language model (Raffel et al. 2020)."""
     remat: str = "none"
     """What the backward pass computes again: none, full, dots or dots_no_batch."""
-
-
-class Cache(NamedTuple):
-    """Keys and values of what has been read, for one layer after the other.
-
-    Row b of a batch is padded on its left by `start_b[b]` tokens, so that all rows end together. Token i of a row
-    lies in slot i modulo the number of slots: with a sliding window old tokens are written over.
-    """
-
-    k: tuple[jax.Array, ...]
-    """[B, G, S, K] for each layer."""
-    v: tuple[jax.Array, ...]
-    """[B, G, S, K] for each layer."""
-    start_b: jax.Array
-    """First token of each row that is not padding, int32 [B]."""
-    length: jax.Array
-    """Tokens read so far, padding included, int32 []."""
 
 
 class Decoder(nnx.Module):
@@ -147,6 +124,8 @@ class Decoder(nnx.Module):
         self.token_embed = normal(0.02, rows, c.d_model)
         if c.positions == "learned":
             self.position_embed = normal(0.01, c.context, c.d_model)
+        if c.grid:
+            self.row_embed, self.column_embed = (normal(0.02, size, c.d_model) for size in c.grid)
         blocks = {
             "attn_norm_scale": full(1, c.layers, c.d_model),
             "q": normal(0.02, c.layers, c.d_model, c.heads, k),
@@ -189,15 +168,18 @@ class Decoder(nnx.Module):
         features: bool = False,
         positions: jax.Array | None = None,
         documents: jax.Array | None = None,
+        given: jax.Array | None = None,
     ) -> Any:
         """Logits float32 [B, T, vocab] of the token after each of `tokens_bt`, int [B, T].
 
         Dropout acts only with `train` and a key. `positions`, int [B, T], are 0, 1, 2 ... if not given; tokens see
-        only tokens of the same of their `documents`, int [B, T]. With `features`, returns (logits, named
-        intermediates): "embedded" and "final" [B, T, D], "residual" [L, B, T, D] after each block, and "attention"
-        [L, B, H, T, T]. Raises ZooError when T is longer than the context.
+        only tokens of the same of their `documents`, int [B, T]; those `given`, bool [B, T], to a prefix language
+        model see one another in both directions. With `features`, returns (logits, named intermediates): "embedded"
+        and "final" [B, T, D], "residual" [L, B, T, D] after each block, and "attention" [L, B, H, T, T]. Raises
+        ZooError when T is longer than the context.
         """
-        h_btd, out = self._trunk(tokens_bt, train, key, positions, documents, ("residual", "attention") * features)
+        wanted = ("residual", "attention") * features
+        h_btd, out = self._trunk(tokens_bt, train, key, positions, documents, given, wanted)
         logits_btv = self.logits(h_btd)
         return (logits_btv, out) if features else logits_btv
 
@@ -208,9 +190,10 @@ class Decoder(nnx.Module):
         key: jax.Array | None = None,
         positions: jax.Array | None = None,
         documents: jax.Array | None = None,
+        given: jax.Array | None = None,
     ) -> jax.Array:
         """What `logits` is applied to: the final hidden states [B, T, D], normed, in the compute dtype."""
-        return self._trunk(tokens_bt, train, key, positions, documents)[0]
+        return self._trunk(tokens_bt, train, key, positions, documents, given)[0]
 
     def logits(self, h_btd: jax.Array, few: bool = False) -> jax.Array:
         """Logits float32 [B, T, vocab] of final hidden states [B, T, D]; any part of them may be given.
@@ -237,7 +220,8 @@ class Decoder(nnx.Module):
         length = tokens_bt.shape[1]
         at_bt = jnp.arange(length)[None] - start_b[:, None]
         documents = (at_bt >= 0).astype(jnp.int32)
-        h_btd, out = self._trunk(tokens_bt, False, None, jnp.maximum(at_bt, 0), documents, ("k", "v"))
+        given = documents > 0 if self.config.prefix else None
+        h_btd, out = self._trunk(tokens_bt, False, None, jnp.maximum(at_bt, 0), documents, given, ("k", "v"))
         slots = min(slots, self.config.window or slots)
 
         def into_slots(x_bgtk: jax.Array) -> jax.Array:
@@ -246,7 +230,8 @@ class Decoder(nnx.Module):
             return jnp.roll(x_bgtk[:, :, -slots:], length % slots, axis=2)
 
         k, v = (tuple(into_slots(layer) for layer in out[name]) for name in ("k", "v"))
-        return h_btd, Cache(k, v, start_b, jnp.asarray(length, jnp.int32))
+        cells_b = grid_cells(tokens_bt >= self.config.first_code)[:, -1] + 1
+        return h_btd, Cache(k, v, start_b, jnp.asarray(length, jnp.int32), cells_b)
 
     def step(self, tokens_b: jax.Array, cache: Cache, layers: list[Params] | None = None) -> tuple[jax.Array, Cache]:
         """Reads one more token of each row, int [B]: the hidden states [B, 1, D], and the cache with them.
@@ -266,12 +251,15 @@ class Decoder(nnx.Module):
             values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], v, now % slots, axis=2)
             return attend(q, keys[i], values[i], mask_b1s)[0], {}
 
-        x_b1d = self._embed(tokens_b[:, None], position_b1)
-        turns = self._turns(position_b1)
+        cells_b = jnp.where(tokens_b >= c.first_code, cache.cells_b, -1)
+        x_b1d = self._embed(tokens_b[:, None], position_b1, cells_b[:, None])
+        # Looked up in a table, which leaves the loop over tokens, cosines are not computed again by every layer.
+        table = self._turns(jnp.arange(c.context if c.window else slots)[None])
+        turns = table and (table[0][0][position_b1], table[1][0][position_b1])
         for i, params in enumerate(self.layers() if layers is None else layers):
             product = project if layers is None else project_few
             x_b1d, _ = block(c, params, x_b1d, turns, functools.partial(mix, i), None, product)
-        return self._final(x_b1d), Cache(tuple(keys), tuple(values), cache.start_b, now + 1)
+        return self._final(x_b1d), Cache(tuple(keys), tuple(values), cache.start_b, now + 1, cells_b + 1)
 
     def layers(self) -> list[Params]:
         """The parameters of each block, in the compute dtype."""
@@ -282,9 +270,13 @@ class Decoder(nnx.Module):
         """`layers`, each projection with its inputs behind its outputs: how a CPU reads them fastest for few rows."""
         return [outputs_first(params, INPUTS) for params in self.layers()]
 
-    def _embed(self, tokens_bt: jax.Array, positions_bt: jax.Array | None) -> jax.Array:
+    def _embed(self, tokens_bt: jax.Array, positions_bt: jax.Array | None, cells_bt: jax.Array) -> jax.Array:
         c, length = self.config, tokens_bt.shape[1]
         x_btd = self.token_embed[...][tokens_bt]
+        if c.grid:
+            row_bt, column_bt = jnp.divmod(jnp.maximum(cells_bt, 0) % math.prod(c.grid), c.grid[1])
+            place_btd = self.row_embed[...][row_bt] + self.column_embed[...][column_bt]
+            x_btd += jnp.where(cells_bt[..., None] >= 0, place_btd, 0.0)
         if c.positions == "learned":
             table = self.position_embed[...]
             x_btd += table[None, :length] if positions_bt is None else table[positions_bt]
@@ -311,6 +303,7 @@ class Decoder(nnx.Module):
         key: jax.Array | None,
         positions_bt: jax.Array | None,
         documents_bt: jax.Array | None,
+        given_bt: jax.Array | None = None,
         wanted: tuple[str, ...] = (),
     ) -> tuple[jax.Array, Features]:
         """The final hidden states, and those by-products of the layers that are wanted, stacked."""
@@ -321,10 +314,11 @@ class Decoder(nnx.Module):
         if train and c.dropout and key is not None:
             embed_key, layer_key = jax.random.split(key)
             layer_keys = jax.random.split(layer_key, c.layers)
-        x_btd = embedded_btd = dropout(self._embed(tokens_bt, positions_bt), c.dropout, embed_key)
+        x_btd = self._embed(tokens_bt, positions_bt, grid_cells(tokens_bt >= c.first_code))
+        x_btd = embedded_btd = dropout(x_btd, c.dropout, embed_key)
         indices = jnp.arange(length)[None]
         turns = self._turns(indices if positions_bt is None else positions_bt)
-        seen = Seen(indices, indices, c.window, documents_bt, documents_bt)
+        seen = Seen(indices, indices, c.window, documents_bt, documents_bt, given_bt if c.prefix else None)
 
         def mix(q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Features]:
             out = {"k": k, "v": v}
@@ -426,6 +420,8 @@ def check_config(c: DecoderConfig) -> None:
         raise ZooError(f"heads {c.heads} does not divide by kv_heads {g}; change one")
     if c.attention != "xla" and c.dropout:
         raise ZooError(f"attention {c.attention} has no dropout; set dropout to 0 or attention to xla")
+    if c.prefix and (c.attention != "xla" or c.window):
+        raise ZooError("a prefix language model has attention xla and no window; change those, or prefix to false")
     if c.positions == "rotary" and k % 2:
         raise ZooError(f"rotary positions turn pairs, and head size {k} is odd; make it even")
     if c.positions == "sinusoidal" and c.d_model % 2:
@@ -473,6 +469,7 @@ VARIANTS: dict[str, DecoderConfig] = {
     "gpt-nano": DecoderConfig(vocab_size=256, context=64, layers=4, d_model=128, heads=4, loop="unroll"),
     "gpt-mini": DecoderConfig(vocab_size=256, context=256, layers=6, d_model=384, heads=6, loop="unroll"),
     "gpt-modern": MODERN,
+    "scenes": replace(MODERN, context=256, layers=6, d_model=192, heads=6, grid=(8, 8)),
     # On a CPU, steps that are short win against layers that are wide: measured with `bench.py race`.
     "gpt-modern-s": replace(MODERN, context=128, layers=3, d_ff=384),
     "gpt-modern-xs": replace(MODERN, layers=2, d_ff=256),
@@ -484,7 +481,7 @@ BATCH = P(("data", "fsdp"), None, None)
 
 SHARDING = (
     (r"(token_embed|head)$", P(("tensor", "fsdp"), None)),
-    (r"position_embed$", P(None, "fsdp")),
+    (r"(position|row|column)_embed$", P(None, "fsdp")),
     (r"blocks/[qkv]$", P(None, "fsdp", "tensor", None)),
     (r"blocks/out$", P(None, "tensor", None, "fsdp")),
     (r"blocks/(up|gate)$", P(None, "fsdp", "tensor")),

@@ -1,4 +1,4 @@
-"""Where the order of tokens comes in: sinusoids that are added, and rotations of queries and keys."""
+"""Where the order of tokens comes in: sinusoids that are added, rotations of queries and keys, cells of pictures."""
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,16 @@ def rotate(x_bhtk: jax.Array, cos_bti: jax.Array, sin_bti: jax.Array) -> jax.Arr
     cos, sin = cos_bti[:, None], sin_bti[:, None]
     a, b = jnp.split(x_bhtk.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_bhtk.dtype)
+
+
+def grid_cells(code_bt: jax.Array) -> jax.Array:
+    """The how manieth code of its picture each token is, from 0, int32 [B, T]; -1 where `code`, bool [B, T], is not.
+
+    A picture is a run of codes.
+    """
+    index_t = jnp.broadcast_to(jnp.arange(code_bt.shape[1])[None], code_bt.shape)
+    last_other_bt = jax.lax.cummax(jnp.where(code_bt, -1, index_t), axis=1)
+    return jnp.where(code_bt, index_t - last_other_bt - 1, -1)
 
 
 def _frequencies(theta: float, width: int) -> np.ndarray:

@@ -1,0 +1,56 @@
+"""Products of activations and weights by the names of their dimensions; for few rows, as a CPU does them fastest."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def project(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None, dtype: Any = None) -> jax.Array:
+    """einsum of x and a weight in x's dtype, plus a bias laid along the dimensions that the weight gave.
+
+    The result is of x's dtype too, or of `dtype`.
+    """
+    y = jnp.einsum(equation, x, weight.astype(x.dtype), preferred_element_type=dtype or x.dtype)
+    return _plus(y, bias, *_parts(equation))
+
+
+def project_few(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None, dtype: Any = None) -> jax.Array:
+    """`project` for few rows of x, with a weight that `outputs_first` has laid out for it.
+
+    A CPU reads each row of such a weight once, and up to twice as fast as one that it must lay out anew.
+    """
+    rows, names, target = _parts(equation)
+    outputs = "".join(name for name in names if name not in rows)
+    inputs = "".join(name for name in names if name in rows)
+    others = "".join(name for name in rows if name not in inputs)
+    # Both barriers keep the compiler from moving the rows' transposes into the product, which doubles its time.
+    x = jax.lax.optimization_barrier(x.transpose([rows.index(name) for name in inputs + others]))
+    order = f"{outputs}{inputs},{inputs}{others}->{outputs}{others}"
+    y = jnp.einsum(order, weight.astype(x.dtype), x, preferred_element_type=dtype or x.dtype)
+    y = jax.lax.optimization_barrier(y)
+    return _plus(y.transpose([(outputs + others).index(name) for name in target]), bias, rows, names, target)
+
+
+def outputs_first(params: dict[str, jax.Array], inputs: Mapping[str, int]) -> dict[str, jax.Array]:
+    """The parameters, those in `inputs` with so many of their first axes, the inputs, moved behind the others."""
+
+    def moved(p: jax.Array, n: int) -> jax.Array:
+        return jnp.moveaxis(p, range(n), range(p.ndim - n, p.ndim))
+
+    return {name: moved(p, inputs.get(name, 0)) for name, p in params.items()}
+
+
+def _parts(equation: str) -> tuple[str, str, str]:
+    """The names of the dimensions of (x, weight, result)."""
+    operands, target = equation.split("->")
+    rows, names = operands.split(",")
+    return rows, names, target
+
+
+def _plus(y: jax.Array, bias: jax.Array | None, rows: str, names: str, target: str) -> jax.Array:
+    if bias is None:
+        return y
+    shape = [size if name in names else 1 for name, size in zip(target, y.shape, strict=True)]
+    return y + bias.astype(y.dtype).reshape(shape)
