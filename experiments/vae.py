@@ -57,7 +57,16 @@ class Config(TrainConfig):
 DIGITS = Config(
     steps=6000, batch=128, samples=5, eval_every=1000, save_every=1000, ema=0.995, optim=OptimConfig(lr=3e-3)
 )
-FASHION = replace(DIGITS, model="vae-fashion", samples=1, data=ImageConfig("idx:/usr/share/datasets/fashion-mnist"))
+FASHION = replace(
+    DIGITS,
+    model="vae-fashion",
+    steps=10_000,
+    samples=1,
+    eval_every=2000,
+    save_every=2000,
+    data=ImageConfig("idx:/usr/share/datasets/fashion-mnist"),
+    optim=OptimConfig(lr=2e-3),
+)
 COLOUR = {"model": "vae-cifar10", "likelihood": "logistic", "data": ImageConfig("tfds:cifar10"), "ema": 0.9995}
 LONG = {"steps": 100_000, "eval_every": 5000, "save_every": 5000, "steps_per_dispatch": 10}
 CIFAR10 = replace(FASHION, **COLOUR, **LONG, optim=OptimConfig(lr=5e-4))

@@ -14,6 +14,7 @@ from zoo.objectives import variational as vi
 
 TINY = VAEConfig(image_size=8, channels=2, latents=3, patch=2, widths=(4, 6), classes=3, mixtures=2)
 LIKELIHOODS = {name: replace(TINY, likelihood=name) for name in vae.LIKELIHOODS}
+LIKELIHOODS["gaussian"] = replace(LIKELIHOODS["gaussian"], blocks=0, dense=(7, 5))
 LABELS = jnp.arange(8) % 3
 
 
@@ -49,6 +50,13 @@ def test_parameters_by_hand():
     assert count(params["from_latent"]) == (5 + 2 + 1) * 4 * 64
     assert count(params["decoder"]) == (9 * 64 + 1) * 64 + between + (64 + 1) * 128 + 32 + (9 * 32 + 1) * 4
     assert stats == {}
+
+    _, params, _ = abstract(build(VAEConfig(image_size=8, latents=5, patch=2, widths=(6,), blocks=0, dense=(9, 7))))
+    assert count(params["dense_in"]) == (16 * 6 + 1) * 9 + (9 + 1) * 7
+    assert count(params["to_latent"]) == (7 + 1) * 2 * 5
+    assert count(params["from_latent"]) == (5 + 1) * 7
+    assert count(params["dense_out"]) == (7 + 1) * 9 + (9 + 1) * 16 * 6
+    assert count(params["encoder"]) == (9 * 4 + 1) * 6 + 6 + (6 + 1) * 6  # no residual blocks
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -170,7 +178,7 @@ def test_errors():
         (replace(TINY, likelihood="gausian"), "did you mean gaussian"),
         (replace(TINY, latents=0), "at least 1"),
         (replace(TINY, widths=()), "widths"),
-        (replace(TINY, classes=-1), "classes at least 0"),
+        (replace(TINY, classes=-1), "classes and blocks are at least 0"),
     ):
         with pytest.raises(ZooError, match=message):
             abstract(build(config))
