@@ -1,7 +1,8 @@
 """Train an image tokenizer: an image becomes a grid of integers, and the integers an image again.
 
 By default: handwritten digits (8×8 pixels, embedded in scikit-learn), each as 4×4 tokens. Fashion-MNIST becomes 7×7
-tokens by `tokenizer.py fashion --data idx:FOLDER`, where FOLDER holds its four files.
+tokens by `tokenizer.py fashion --data idx:FOLDER`, where FOLDER holds its four files, and scenes of 64×64 pixels, which
+code makes as they are needed, 8×8 tokens by `tokenizer.py scenes`.
 """
 
 import functools
@@ -46,7 +47,11 @@ DIGITS = Config(steps=2000, batch=64, eval_every=250, save_every=500, model=VARI
 FASHION = replace(DIGITS, steps=4000, batch=32, eval_every=1000, save_every=1000, model=VARIANTS["tokenizer-28"])
 COLAB = {"steps": 50_000, "batch": 256, "steps_per_dispatch": 10, "ema": 0.999, "optim": OptimConfig(lr=5e-4)}
 CIFAR10 = replace(FASHION, model=VARIANTS["tokenizer-32"], data=ImageConfig("tfds:cifar10"), **COLAB)
-PRESETS = {"digits": DIGITS, "fashion": FASHION, "cifar10": CIFAR10}
+MUON = OptimConfig(name="muon", lr=0.02, adam_lr=3e-3, momentum=0.95, schedule="linear", warmup=0.02)
+SCENES = replace(
+    FASHION, model=VARIANTS["tokenizer-scenes"], data=ImageConfig("scenes", size=64), ema=0.995, optim=MUON
+)
+PRESETS = {"digits": DIGITS, "fashion": FASHION, "cifar10": CIFAR10, "scenes": SCENES}
 
 
 def main(config: Config, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Where batches come from: sources of images, text and dialogues, the step-indexed pipeline, augmentation.
+"""Where batches come from: sources of images, scenes, text and dialogues, the step-indexed pipeline, augmentation.
 
 Names load on first use, so that `import zoo.data` costs nothing and reading data needs no jax.
 """
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from zoo.data.dialogues import dialogue_corpus, load_dialogues, load_preferences
     from zoo.data.images import ImageConfig, Images, ImageSource, load_images
     from zoo.data.pipeline import Batches, InOrder, Shuffled, Windows, in_order, windows_in_order
+    from zoo.data.scenes import Scenes
     from zoo.data.sentencepiece import SentencePiece
+    from zoo.data.sequences import SceneFactors, SceneMix, SceneRows, Vocabulary, fill
     from zoo.data.template import render
     from zoo.data.text import Text, TextConfig, codec_from_json, load_text
     from zoo.data.tokenizer import Stream, Subwords, train_bpe
@@ -46,7 +48,9 @@ _HOMES = {
     "dialogues": ("dialogue_corpus", "load_dialogues", "load_preferences"),
     "images": ("ImageConfig", "ImageSource", "Images", "load_images"),
     "pipeline": ("Batches", "InOrder", "Shuffled", "Windows", "in_order", "windows_in_order"),
+    "scenes": ("Scenes",),
     "sentencepiece": ("SentencePiece",),
+    "sequences": ("SceneFactors", "SceneMix", "SceneRows", "Vocabulary", "fill"),
     "template": ("render",),
     "text": ("Text", "TextConfig", "codec_from_json", "load_text"),
     "tokenizer": ("Stream", "Subwords", "train_bpe"),
@@ -63,12 +67,17 @@ __all__ = [
     "Images",
     "InOrder",
     "Rows",
+    "SceneFactors",
+    "SceneMix",
+    "SceneRows",
+    "Scenes",
     "SentencePiece",
     "Shuffled",
     "Stream",
     "Subwords",
     "Text",
     "TextConfig",
+    "Vocabulary",
     "Windows",
     "codec_from_json",
     "dialogue_corpus",
@@ -76,6 +85,7 @@ __all__ = [
     "encode_preferences",
     "encode_prompt",
     "end_ids",
+    "fill",
     "in_order",
     "load_dialogues",
     "load_images",

@@ -17,8 +17,8 @@ from zoo.errors import ZooError, unknown
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
     source: Annotated[str, tyro.conf.arg(aliases=["--data"])] = "digits"
-    """digits (scikit-learn's), idx:FOLDER (MNIST files), images:FOLDER (FOLDER/class/*.png|jpg), csv:FILE,
-    npz:FILE, or tfds:NAME[@DIR] (prepared as array_record)."""
+    """digits (scikit-learn's), scenes (made by code, of 32 or 64 pixels), idx:FOLDER (MNIST files), images:FOLDER
+    (FOLDER/class/*.png|jpg), csv:FILE, npz:FILE, or tfds:NAME[@DIR] (prepared as array_record)."""
     size: int | None = None
     """Resize the shorter side to this and crop the middle square; by default images stay as they are."""
     channels: Channels = "auto"
@@ -81,7 +81,7 @@ class Images:
 
 
 def load_images(config: ImageConfig) -> tuple[ImageSource, ImageSource]:
-    """The training and the test part of a source; in memory, but for tfds, which is read as it is asked for.
+    """The training and the test part of a source; in memory, but for tfds and scenes, which are made as asked for.
 
     Without a test part of its own, a source is split by the content of its images and `split_seed`,
     class by class; copies of one image stay on one side. Raises ZooError for whatever is wrong with
@@ -96,6 +96,8 @@ def load_images(config: ImageConfig) -> tuple[ImageSource, ImageSource]:
     kind, _, rest = config.source.partition(":")
     if kind == "tfds" and rest:
         return records.load(rest, config)
+    if config.source == "scenes":
+        return _scenes(config)
     if config.source == "digits":
         name, found = "digits", _digits(config)
     elif kind in _READERS and rest:
@@ -107,7 +109,7 @@ def load_images(config: ImageConfig) -> tuple[ImageSource, ImageSource]:
         except OSError as error:
             raise ZooError(f"cannot read {error.filename or path}: {error.strerror}") from None
     else:
-        known = ("digits", "idx:FOLDER", "images:FOLDER", "csv:FILE", "npz:FILE", "tfds:NAME[@DIR]")
+        known = ("digits", "scenes", "idx:FOLDER", "images:FOLDER", "csv:FILE", "npz:FILE", "tfds:NAME[@DIR]")
         raise unknown("image source", config.source, known)
     train, test = (found.train, found.test) if found.test else _split(found.train, config.holdout, config.split_seed)
     if not len(train.label) or not len(test.label):
@@ -131,6 +133,17 @@ def _digits(config: ImageConfig) -> Found:
     image = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     part = Part(fit_all(image, config.channels, config.size), digits.target.astype(np.int32), content_keys(image))
     return Found(part, None, tuple(str(i) for i in range(10)))
+
+
+def _scenes(config: ImageConfig) -> tuple[ImageSource, ImageSource]:
+    from zoo.data.drawing import check_size
+    from zoo.data.scenes import Scenes
+
+    size = config.size or 32
+    check_size(size)
+    if config.channels == "gray":
+        raise ZooError("scenes are in colour; leave channels at auto")
+    return Scenes("train", size), Scenes("test", size, length=2000)
 
 
 def _split(part: Part, holdout: float, seed: int) -> tuple[Part, Part]:

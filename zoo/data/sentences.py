@@ -5,6 +5,7 @@ to each other, and perhaps the background. `parse(text)` is its inverse, and `ho
 is one that it tells of, so a drawing is judged exactly.
 """
 
+import functools
 import itertools
 import re
 from dataclasses import dataclass
@@ -89,12 +90,8 @@ def holds(told: Told, scene: Scene) -> bool:
 
 def related(relation: int, first: Thing, second: Thing) -> bool:
     """Whether the first lies so to the second, by the columns or rows of their quarters."""
-    return (
-        first.column < second.column,
-        first.column > second.column,
-        first.row < second.row,
-        first.row > second.row,
-    )[relation]
+    a, b = (first.column, second.column) if relation < 2 else (first.row, second.row)
+    return a > b if relation % 2 else a < b
 
 
 def describe(scene: Scene) -> Told:
@@ -191,8 +188,9 @@ def questions(scene: Scene) -> dict[str, list[Turn]]:
                     if other != thing and _only(things, shape=other.shape):
                         answer = "yes" if related(i, other, thing) else "no"
                         found["yes or no"].append((f"is the {other.shape} {relation} {name}?", answer))
+    there_are = {(thing.colour, thing.shape) for thing in things}
     for colour, shape in itertools.product(COLOURS, SHAPES):
-        answer = "yes" if any((x.colour, x.shape) == (colour, shape) for x in things) else "no"
+        answer = "yes" if (colour, shape) in there_are else "no"
         found["yes or no"].append((f"is there {_one(f'{colour} {shape}')}?", answer))
     found["background"].append(("what colour is the background?", scene.background))
     return found
@@ -200,10 +198,20 @@ def questions(scene: Scene) -> dict[str, list[Turn]]:
 
 def ask(scene: Scene, draw: Draw) -> tuple[str, Turn]:
     """A kind of question, and one of that kind; of questions with "yes", "no" and numbers each answer is as likely."""
-    asked = {kind: turns for kind, turns in questions(scene).items() if turns}
+    asked = _asked(scene)
     kind = draw.pick(list(asked))
-    answer = draw.pick(sorted({turn[1] for turn in asked[kind]}))
-    return kind, draw.pick([turn for turn in asked[kind] if turn[1] == answer])
+    answer = draw.pick(sorted(asked[kind]))
+    return kind, draw.pick(asked[kind][answer])
+
+
+@functools.lru_cache(maxsize=16)  # the same scene is asked several things in a row
+def _asked(scene: Scene) -> dict[str, dict[str, list[Turn]]]:
+    """All questions of a scene by kind and answer; kinds that it has none of are left out."""
+    found: dict[str, dict[str, list[Turn]]] = {}
+    for kind, turns in questions(scene).items():
+        for turn in turns:
+            found.setdefault(kind, {}).setdefault(turn[1], []).append(turn)
+    return found
 
 
 def _one(name: str) -> str:

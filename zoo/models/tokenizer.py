@@ -27,6 +27,8 @@ class TokenizerConfig:
     """Height and width it is made for; other multiples of a token's side work too."""
     channels: int = 3
     """Of the image."""
+    shrink: int = 1
+    """The encoder sees the means of squares of so many pixels a side; the decoder draws all of the pixels."""
     patch: int = 1
     """Squares of so many pixels a side become channels before the first convolution, and pixels after the last."""
     widths: tuple[int, ...] = (64, 128, 128)
@@ -55,7 +57,7 @@ class TokenizerConfig:
     @property
     def factor(self) -> int:
         """Pixels along a side of the square that a token stands for."""
-        return self.patch * 2 ** (len(self.widths) - 1)
+        return self.shrink * self.patch * 2 ** (len(self.widths) - 1)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -215,12 +217,12 @@ class Tokenizer(nnx.Module):
     def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
         if config.quantiser not in ("fsq", "vq", "ema"):
             raise unknown("quantiser", config.quantiser, ["fsq", "vq", "ema"])
-        if not config.widths or min(*config.widths, config.patch, config.blocks, config.channels) < 1:
-            raise ZooError("widths, patch, blocks and channels must be at least 1")
+        if not config.widths or min(*config.widths, config.shrink, config.patch, config.blocks, config.channels) < 1:
+            raise ZooError("widths, shrink, patch, blocks and channels must be at least 1")
         if config.image_size < 1 or config.image_size % config.factor:
             raise ZooError(
-                f"image_size {config.image_size} does not divide into squares of {config.factor} pixels (patch"
-                f" {config.patch}, halved {len(config.widths) - 1} times); resize, or change patch or widths"
+                f"image_size {config.image_size} does not divide into squares of {config.factor} pixels "
+                f" (shrink {config.shrink}, patch {config.patch}, halved {len(config.widths) - 1} times); change those"
             )
         self.config = config
         dtype = resolve_dtype(config.dtype)
@@ -228,7 +230,7 @@ class Tokenizer(nnx.Module):
         pixels = config.channels * config.patch**2
         self.encoder = ConvEncoder(pixels, config.widths, config.blocks, width, rngs, dtype)
         self.quantiser = FSQ(config.levels) if config.quantiser == "fsq" else VectorQuantiser(config, rngs)
-        self.decoder = ConvDecoder(width, config.widths, config.blocks, pixels, rngs, dtype)
+        self.decoder = ConvDecoder(width, config.widths, config.blocks, pixels * config.shrink**2, rngs, dtype)
 
     @property
     def vocab_size(self) -> int:
@@ -284,11 +286,13 @@ class Tokenizer(nnx.Module):
                 f"images of {x_bhwc.shape[1]}×{x_bhwc.shape[2]} do not divide into squares of {config.factor} pixels,"
                 " one a token; resize or pad them"
             )
-        return self.encoder(space_to_depth(2 * x_bhwc.astype(jnp.float32) - 1, config.patch))
+        seen_bhwc = averaged(2 * x_bhwc.astype(jnp.float32) - 1, config.shrink)
+        return self.encoder(space_to_depth(seen_bhwc, config.patch))
 
     def draw(self, code_bhwd: jax.Array) -> jax.Array:
         """The image of a grid of codes, float32 and not clipped."""
-        return 0.5 * depth_to_space(self.decoder(code_bhwd).astype(jnp.float32), self.config.patch) + 0.5
+        side = self.config.patch * self.config.shrink
+        return 0.5 * depth_to_space(self.decoder(code_bhwd).astype(jnp.float32), side) + 0.5
 
 
 class PatchDiscriminator(nnx.Module):
@@ -315,6 +319,12 @@ class JudgedTokenizer(nnx.Module):
         self.tokenizer = Tokenizer(config, rngs)
         if critic_width:
             self.critic = PatchDiscriminator(config.channels, critic_width, rngs, resolve_dtype(config.dtype))
+
+
+def averaged(x_bhwc: jax.Array, factor: int) -> jax.Array:
+    """[B, H, W, C] to [B, H / f, W / f, C]: the mean of each square of f × f pixels."""
+    b, h, w, c = x_bhwc.shape
+    return x_bhwc.reshape(b, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
 
 
 def straight_through(z: jax.Array, code: jax.Array) -> jax.Array:
@@ -348,6 +358,7 @@ def unit(x: jax.Array) -> jax.Array:
 VARIANTS: dict[str, TokenizerConfig] = {
     "tokenizer-8": TokenizerConfig(image_size=8, channels=1, widths=(32, 64), blocks=1, levels=(5, 5, 5)),
     "tokenizer-28": TokenizerConfig(image_size=28, channels=1, patch=2, widths=(32, 64), blocks=1, levels=(8, 8, 6, 5)),
+    "tokenizer-scenes": TokenizerConfig(image_size=64, shrink=2, patch=4, widths=(64,), blocks=2, levels=(8, 5, 5, 5)),
     "tokenizer-32": TokenizerConfig(widths=(128, 128, 256), levels=(8, 8, 8, 6, 5)),
 }
 
