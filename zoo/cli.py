@@ -1,7 +1,8 @@
-"""`zoo list`, `zoo sample` and `zoo chat`. Thin: it parses, calls the library and prints."""
+"""The `zoo` command: its words and their flags. Thin: it parses, calls the library and prints."""
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -112,6 +113,80 @@ class Chat:
             _say("\n")
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Draw pictures of a sentence: "a small red star to the left of a large green square"."""
+
+    text: tyro.conf.Positional[str]
+    """What to draw; of scenes of one to four things."""
+    model: str = "scenes"
+    """Run folder of scenes.py, or the name of one that comes with the package."""
+    n: int = 1
+    """Pictures to draw."""
+    size: int = 64
+    """Pixels a side."""
+    seed: int = 0
+    """Fixes the choice."""
+    rank: int = 1
+    """Draw so many for each that is kept, those that the model itself reads best."""
+    out: Path = Path("drawing.png")
+    """File of the picture; with more than one, a number is put before its ending."""
+
+    def run(self) -> None:
+        import zoo
+        from zoo.tour import check_file
+        from zoo.train.launch import start_jax
+
+        check_file(self.out)
+        start_jax()
+        options: dict[str, Any] = {"model": self.model, "n": self.n, "seed": self.seed, "rank": self.rank}
+        for i, image in enumerate(zoo.draw(self.text, width=self.size, height=self.size, **options)):
+            file = self.out if self.n == 1 else self.out.with_stem(f"{self.out.stem}-{i + 1}")
+            image.save(file)
+            _say(f"{file}\n")
+
+
+@dataclass(frozen=True)
+class Tour:
+    """Draw a sentence, describe the drawing, answer questions about it, and say where the chain held.
+
+    Exits with code 1 where it broke.
+    """
+
+    text: tyro.conf.Positional[str] = "a blue circle with some spots"
+    """What to draw."""
+    model: str = "scenes"
+    """As for draw."""
+    seed: int = 0
+    """Fixes the drawing and the questions."""
+    out: Path = Path("tour.png")
+    """File of the picture."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from zoo.tour import check_file, tour
+        from zoo.train.launch import start_jax
+
+        check_file(self.out)
+        start_jax()
+        if not tour(self.text, self.model, self.seed, self.out, Console(soft_wrap=True, highlight=False)):
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Tell what this machine trains on, and the commands that mend what is wrong with it.
+
+    Exits with code 1 where training would stop, or could not be saved.
+    """
+
+    def run(self) -> None:
+        from zoo.doctor import main
+
+        sys.exit(main())
+
+
 def _decoder(source: str, tokenizer: str) -> tuple[Any, Any]:
     from zoo.models.decoder import Decoder
     from zoo.train.launch import start_jax
@@ -133,6 +208,9 @@ Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Chat, tyro.conf.subcommand("chat")]
+    | Annotated[Draw, tyro.conf.subcommand("draw")]
+    | Annotated[Tour, tyro.conf.subcommand("tour")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 

@@ -83,6 +83,14 @@ def load(source: str | os.PathLike[str], **overrides: Any) -> nnx.Module:
     return functional.merge(graphdef, tree.get("params", {}), tree.get("stats", {}))
 
 
+def part_of(source: str | os.PathLike[str], name: str) -> epath.Path:
+    """The folder of a second model that is kept with one, such as the tokenizer of a scene model."""
+    folder = _find(fetched(source)) / name
+    if not (folder / WEIGHTS).exists():
+        raise ZooError(f"{source} comes without its {name}: there is no {folder / WEIGHTS}")
+    return folder
+
+
 def load_config(folder: epath.Path) -> Any:
     """The config of a saved model."""
     path = folder / "config.json"

@@ -1,0 +1,104 @@
+"""What the scene model gets exactly right, and how well it mends pictures beside classical methods."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from benchmarks.common import table
+
+from zoo.data.draw import Draw
+from zoo.data.drawing import draw_scene
+from zoo.data.sentences import KINDS
+from zoo.generate.scene_exam import EXAM, examine, questions_of
+from zoo.scenes import scene_model
+from zoo.train.launch import start_jax
+
+SIGMA = 25  # of 255
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Held-out scenes: `test` has new scenes, `compositional` pairs of colour and shape that no training scene has."""
+
+    model: str = "scenes"
+    """Run folder of scenes.py, or the name of one that comes with the package."""
+    count: int = 400
+    """Scenes of each kind."""
+    guidance: float = 2.0
+    """Of drawing: how much more than usual the caption counts."""
+    temperature: float = 1.0
+    """Of drawing."""
+    rank: int = 1
+    """Drawings of each that is judged: the one of which the model finds the caption likeliest."""
+    seed: int = 0
+    """Fixes the drawings and the damage."""
+
+    def main(self) -> None:
+        start_jax()
+        model = scene_model(self.model)
+        drawing = {"guidance": self.guidance, "temperature": self.temperature, "rank": self.rank}
+        rows = []
+        for split in ("test", "compositional"):
+            for things in (1, 2):
+                asked = questions_of(split, things, self.count)
+                found = examine(model, asked, self.seed, **drawing)
+                rows.append([split, str(things), *(f"{score:.1%}" for score in vars(found).values())])
+        heads = ["things", "draw", "describe", "answer", "answer from words", "draw, describe, answer"]
+        table(f"scenes, {self.count} of each kind, exactly right", ["", *heads], rows)
+        self.kinds(model)
+        self.mend(model)
+        begun = time.perf_counter()
+        for i in range(5):
+            model.draw(["a blue circle with some spots"], seed=i, **drawing)
+            begun = time.perf_counter() if i == 0 else begun
+        print(f"a drawing of {model.size}×{model.size}: {(time.perf_counter() - begun) / 4:.2f} s")
+
+    def kinds(self, model) -> None:
+        """Answers about pictures of one to four things, by kind of question."""
+        asked = [each for things in (1, 2, 3, 4) for each in questions_of("test", things, self.count)]
+        images = np.stack([draw_scene(each.scene, model.size) for each in asked])
+        found = model.answer([each.turn[0] for each in asked], images=images)
+        right = {kind: [a == e.turn[1] for a, e in zip(found, asked, strict=True) if e.kind == kind] for kind in KINDS}
+        rows = [[kind, str(len(each)), f"{np.mean(each):.1%}"] for kind, each in right.items() if each]
+        rows.append(["all", str(len(asked)), f"{np.mean([good for each in right.values() for good in each]):.1%}"])
+        table("answers about pictures of 1 to 4 things", ["kind", "asked", "right"], rows)
+
+    def mend(self, model) -> None:
+        """Decibels of holes filled and of noise taken away, beside scikit-image."""
+        from skimage.restoration import denoise_nl_means, inpaint_biharmonic
+
+        asked = [each for things in (1, 2) for each in questions_of("test", things, self.count // 4)]
+        images = np.stack([draw_scene(each.scene, model.size) for each in asked])
+        holes = np.stack([hole(i, model.size, self.seed) for i in range(len(asked))])
+        pierced = np.where(holes[..., None], np.uint8(0), images)
+        smooth = np.stack(
+            [inpaint_biharmonic(x / 255, mask, channel_axis=-1) for x, mask in zip(pierced, holes, strict=True)]
+        )
+        rng = np.random.default_rng(self.seed)
+        noisy = np.clip(np.round(images + SIGMA * rng.standard_normal(images.shape)), 0, 255).astype(np.uint8)
+        plain = {"h": 0.8 * SIGMA / 255, "sigma": SIGMA / 255, "fast_mode": False, "patch_size": 5, "patch_distance": 6}
+        averaged = np.stack([denoise_nl_means(x / 255, channel_axis=-1, **plain) for x in noisy])
+        rows = []
+        for name, theirs, ours, where in (
+            ("a hole of a quarter, in the hole", smooth, model.clean(pierced, holes), holes),
+            (f"noise of {SIGMA}/255", averaged, model.clean(noisy), np.ones_like(holes)),
+        ):
+            decibels = [psnr_within(found, images / 255, where) for found in (ours / 255, np.clip(theirs, 0, 1))]
+            rows.append([name, *(f"{value:.2f}" for value in decibels), f"{decibels[0] - decibels[1]:+.2f}"])
+        table(f"mended, {len(images)} scenes, mean dB", ["", "zoo", "biharmonic, non-local means", "gain"], rows)
+
+
+def hole(index: int, size: int, seed: int) -> np.ndarray:
+    """A square of a quarter of the picture somewhere in it: bool [size, size]."""
+    draw, side = Draw(EXAM, seed, index), size // 2
+    top, left = (draw.below(size - side + 1) for _ in range(2))
+    mask = np.zeros((size, size), bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def psnr_within(found: np.ndarray, truth: np.ndarray, where: np.ndarray) -> float:
+    """The mean over pictures of the decibels within a mask, of floats in [0, 1]; at most 60 a picture."""
+    square = np.square(found - truth).mean(-1)
+    error = (square * where).sum((1, 2)) / where.sum((1, 2))
+    return float(np.mean(-10 * np.log10(np.maximum(error, 1e-6))))

@@ -1,0 +1,188 @@
+"""One decoder and its image tokenizer at work: drawing from sentences, describing, answering and mending pictures.
+
+Pictures are uint8 [N, S, S, 3], S being the side that the tokenizer was made for.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.data.damage import touched
+from zoo.data.sequences import (
+    END,
+    Vocabulary,
+    answer_prompt,
+    caption_prompt,
+    clean_prompt,
+    describe_prompt,
+    draw_prompt,
+)
+from zoo.errors import ZooError
+from zoo.generate.decode import Generator
+from zoo.generate.pictures import to_pixels
+from zoo.generate.sampling import Sampling
+from zoo.models import functional
+from zoo.models.decoder import Decoder
+from zoo.models.tokenizer import Tokenizer
+
+AT_ONCE = 64  # pictures or prompts in one call of a network
+GUIDANCE = 2.0
+LONGEST_ANSWER = 8
+
+
+class SceneModel:
+    """A decoder that reads and writes the codes of a tokenizer."""
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer):
+        """Raises ZooError for two that do not belong together."""
+        self.vocabulary = vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.grid)
+        c = decoder.config
+        if (c.vocab_size, c.grid, c.first_code) != (vocabulary.size, vocabulary.grid, vocabulary.first_code):
+            raise ZooError(
+                f"the decoder has {c.vocab_size} ids, codes from {c.first_code} and a grid of {c.grid}; with this"
+                f" tokenizer they would be {vocabulary.size}, {vocabulary.first_code} and {vocabulary.grid}"
+            )
+        self.size, self.context = tokenizer.config.image_size, c.context
+        codec: Any = vocabulary  # prompts are ids, so that the generator only decodes
+        self.generator = Generator(decoder, codec, ends=(END,))
+        graphdef, *weights = functional.split(tokenizer)
+        self._tokenizer = jax.tree.map(jnp.asarray, tuple(weights))
+        self._encode = jax.jit(lambda w, x: functional.merge(graphdef, *w).encode(x.astype(jnp.float32) / 255))
+        self._decode = jax.jit(lambda w, ids: functional.merge(graphdef, *w).decode(ids))
+        graph, *weights = functional.split(decoder)
+        self._decoder = jax.tree.map(jnp.asarray, tuple(weights))
+        self._logps = jax.jit(lambda w, ids, given: token_logps(functional.merge(graph, *w), ids, given))
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """The codes int32 [N, cells] of pictures. Raises ZooError for others than this model's."""
+        images = np.asarray(images)
+        if images.shape[1:] != (self.size, self.size, 3) or images.dtype != np.uint8:
+            raise ZooError(
+                f"pictures are {images.dtype}{list(images.shape)}; give uint8 [N, {self.size}, {self.size}, 3]"
+            )
+        return in_parts(lambda x: self._encode(self._tokenizer, x), images).reshape(len(images), -1)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The pictures uint8 [N, S, S, 3] of codes int [N, cells]."""
+        grids = np.asarray(codes, np.int32).reshape(-1, *self.vocabulary.grid)
+        return to_pixels(in_parts(lambda ids: self._decode(self._tokenizer, ids), grids))
+
+    def draw(
+        self,
+        texts: Sequence[str | None],
+        n: int = 1,
+        seed: int = 0,
+        guidance: float = GUIDANCE,
+        temperature: float = 1.0,
+        rank: int = 1,
+    ) -> np.ndarray:
+        """n pictures of each text, uint8 [texts, n, S, S, 3]; None is any scene.
+
+        With `rank`, so many are drawn for each that is given back: those of which the model finds the text likeliest.
+        """
+        if min(n, rank) < 1:
+            raise ZooError(f"{n} pictures of {rank} drawn for each: both must be at least 1")
+        vocabulary, cells = self.vocabulary, self.vocabulary.cells
+        first = vocabulary.first_code
+        allowed = (first, first + vocabulary.codes)
+        sampling = Sampling(guidance=guidance, allowed=allowed, temperature=temperature)
+        found = []
+        for part in parts_of(texts, max(1, AT_ONCE // (n * rank))):
+            prompts = [draw_prompt(vocabulary, text) for text in part]
+            if guidance != 1:
+                prompts += [draw_prompt(vocabulary)] * len(part)
+            drawn = self.generator.complete(prompts, cells, n=n * rank, seed=seed, sampling=sampling)
+            found += [[completion.ids for completion in each] for each in drawn[: len(part)]]
+        images = self.decode(np.array(found).reshape(-1, cells) - first)
+        if rank > 1:
+            told = [text or "" for text in texts for _ in range(n * rank)]
+            nats = self.likelihood(images, told).reshape(-1, n * rank)
+            best = np.sort(np.argsort(-nats, axis=1, kind="stable")[:, :n], axis=1)
+            images = images.reshape(*nats.shape, *images.shape[1:])[np.arange(len(texts))[:, None], best]
+        return images.reshape(len(texts), n, *images.shape[-3:])
+
+    def describe(self, images: np.ndarray) -> list[str]:
+        """All that there is in each picture, as a sentence of the grammar."""
+        prompts = [describe_prompt(self.vocabulary, codes) for codes in self.encode(images)]
+        return self._written(prompts, self.context - max(map(len, prompts), default=0))
+
+    def answer(
+        self, questions: Sequence[str], images: np.ndarray | None = None, texts: Sequence[str] | None = None
+    ) -> list[str]:
+        """The answer to each question, about a picture or about a description. Raises ZooError unless one is given."""
+        if (images is None) == (texts is None):
+            raise ZooError("a question is about a picture or a text: give images or texts")
+        seen = self.encode(images) if images is not None else list(texts or ())
+        if len(seen) != len(questions):
+            raise ZooError(f"{len(questions)} questions about {len(seen)}: give as many of both")
+        about = "codes" if images is not None else "text"
+        prompts = [
+            answer_prompt(self.vocabulary, question, **{about: each})
+            for question, each in zip(questions, seen, strict=True)
+        ]
+        return self._written(prompts, LONGEST_ANSWER)
+
+    def clean(self, images: np.ndarray, holes: np.ndarray | None = None) -> np.ndarray:
+        """The pictures as they may have been before damage; with `holes`, bool [N, S, S], only those pixels change."""
+        vocabulary, codes = self.vocabulary, self.encode(images)
+        lost = np.zeros((len(images), self.size, self.size), bool) if holes is None else np.asarray(holes, bool)
+        allowed = (vocabulary.first_code, vocabulary.first_code + vocabulary.codes)
+        found = self._ids(self.mending_prompts(codes, lost), vocabulary.cells, allowed)
+        mended = self.decode(np.array(found).reshape(-1, vocabulary.cells) - vocabulary.first_code)
+        return mended if holes is None else np.where(lost[..., None], mended, images)
+
+    def mending_prompts(self, codes: np.ndarray, holes: np.ndarray) -> list[list[int]]:
+        """What is read before damaged pictures of these codes are drawn whole; `holes` as in `clean`."""
+        grid = self.vocabulary.grid
+        return [
+            clean_prompt(self.vocabulary, code, touched(mask, grid)) for code, mask in zip(codes, holes, strict=True)
+        ]
+
+    def likelihood(self, images: np.ndarray, texts: Sequence[str], end: bool = True) -> np.ndarray:
+        """log p(text | picture) of each pair, float32 [N], in nats; without `end`, of texts that may go on."""
+        prompts = [caption_prompt(self.vocabulary, codes) for codes in self.encode(images)]
+        told = [[*self.vocabulary.encode(text), *[END] * end] for text in texts]
+        read = len(prompts[0])
+        rows = np.zeros((len(prompts), read + max(map(len, told))), np.int32)
+        for row, prompt, text in zip(rows, prompts, told, strict=True):
+            row[: read + len(text)] = prompt + text
+        logps = in_parts(lambda ids: self._logps(self._decoder, ids, np.arange(ids.shape[1]) < read), rows)
+        written = np.array([[i < len(text) for i in range(rows.shape[1] - read)] for text in told])
+        return (logps[:, read - 1 :] * written).sum(axis=1)
+
+    def _written(self, prompts: list[list[int]], length: int) -> list[str]:
+        """The words that follow each prompt, the likeliest at every step."""
+        rows = self._ids(prompts, length, (END, self.vocabulary.first_code))
+        return [self.vocabulary.decode([i for i in ids if i != END]) for ids in rows]
+
+    def _ids(self, prompts: list[list[int]], length: int, allowed: tuple[int, int]) -> list[list[int]]:
+        sampling, found = Sampling(temperature=0, allowed=allowed), []
+        for part in parts_of(prompts, AT_ONCE):
+            drawn = self.generator.complete(part, length, sampling=sampling)
+            found += [completion.ids for (completion,) in drawn]
+        return found
+
+
+def token_logps(model: Decoder, ids_bt: jax.Array, given_t: jax.Array) -> jax.Array:
+    """The log-probability of each token but the first, float32 [B, T - 1]; `given`, bool [T], as the model takes it."""
+    given_bt = jnp.broadcast_to(given_t[None, :-1], (len(ids_bt), ids_bt.shape[1] - 1))
+    logps_btv = jax.nn.log_softmax(model(ids_bt[:, :-1], given=given_bt))
+    return jnp.take_along_axis(logps_btv, ids_bt[:, 1:, None], axis=-1)[..., 0]
+
+
+def parts_of(items: Any, most: int) -> list[Any]:
+    """The items in runs of `most`, the last one of what is left."""
+    return [items[i : i + most] for i in range(0, len(items), most)]
+
+
+def in_parts(fn: Any, array: np.ndarray) -> np.ndarray:
+    """`fn` of AT_ONCE rows at a time, the last ones filled up, so that one program is compiled."""
+    most = min(AT_ONCE, 1 << (len(array) - 1).bit_length())
+    found = []
+    for part in parts_of(array, most):
+        short = most - len(part)
+        found.append(np.asarray(fn(np.concatenate([part, np.repeat(part[-1:], short, axis=0)])))[: len(part)])
+    return np.concatenate(found)
