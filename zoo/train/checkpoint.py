@@ -1,6 +1,7 @@
 """Checkpoints: saved while training goes on, kept by age and by score, restored onto any mesh."""
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,8 @@ from zoo.errors import ZooError
 from zoo.train.mesh import named_leaves
 
 # Orbax reports every file it writes, and of a failure every thread that met it; the exception says enough.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-logging.getLogger("concurrent.futures").setLevel(logging.CRITICAL)
+for logger in ("absl", "asyncio", "concurrent.futures"):
+    logging.getLogger(logger).setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -31,15 +31,10 @@ class Checkpoints:
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["score"], reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
-        keeping = [policies.LatestN(n=max(1, keep)), best]
-        self.manager = ocp.CheckpointManager(
-            self.folder,
-            item_handlers=ocp.StandardCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keeping),
-                cleanup_tmp_directories=True,
-            ),
-        )
+        policy = policies.AnyPreservationPolicy([policies.LatestN(n=max(1, keep)), best])
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        handler = ocp.StandardCheckpointHandler()
+        self.manager = ocp.CheckpointManager(self.folder, item_handlers=handler, options=options)
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Starts to write the state; returns when it has been copied off the devices."""
@@ -90,14 +85,8 @@ class Checkpoints:
 
     def _check(self, step: int, abstract: Any) -> None:
         """Raises ZooError with all differences between a checkpoint's tree and the wanted one."""
-        found = {name: tuple(leaf.shape) for name, leaf in named_leaves(self.manager.item_metadata(step).tree).items()}
-        wanted = {name: tuple(leaf.shape) for name, leaf in named_leaves(abstract).items()}
-        found, wanted = ({_plain(name): shape for name, shape in tree.items()} for tree in (found, wanted))
-        problems = [
-            f"  {name}: {found[name]} saved, {wanted[name]} wanted"
-            for name in found
-            if name in wanted and found[name] != wanted[name]
-        ]
+        found, wanted = _shapes(self.manager.item_metadata(step).tree), _shapes(abstract)
+        problems = [f"  {k}: {was} saved, {wanted[k]} wanted" for k, was in found.items() if was != wanted.get(k, was)]
         problems += [f"  {name}: only in the checkpoint" for name in found if name not in wanted]
         problems += [f"  {name}: not in the checkpoint" for name in wanted if name not in found]
         if problems:
@@ -115,6 +104,6 @@ class Checkpoints:
         self.manager.reload()
 
 
-def _plain(name: str) -> str:
-    """A path in which named tuple fields, indices and keys read alike, saved or not."""
-    return name.replace("[", "").replace("]", "").replace("'", "")
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by paths in which named tuple fields, indices and keys read alike, saved or not."""
+    return {re.sub(r"[\[\]']", "", name): tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}

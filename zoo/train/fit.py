@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -83,27 +83,24 @@ def fit(
             return Fitted(state, loop.result())
 
 
+@dataclass
 class _Loop:
     """The parts of `fit` that share what has been measured so far."""
 
-    checkpoints: Checkpoints
+    config: TrainConfig
+    run: Run
+    batches: Any
+    mesh: Mesh
+    stop: "_Stop"
+    evaluate: Callable[[State], dict[str, float]]
+    pictures: Callable[[State], Any] | None
+    best: str
+    checkpoints: Checkpoints = field(init=False)
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        run: Run,
-        batches: Any,
-        mesh: Mesh,
-        stop: "_Stop",
-        evaluate: Callable[[State], dict[str, float]],
-        pictures: Callable[[State], Any] | None,
-        best: str,
-    ):
-        self.config, self.run, self.batches, self.mesh, self.stop = config, run, batches, mesh, stop
-        self.evaluate, self.pictures, self.best = evaluate, pictures, best
-        self.stride = config.steps_per_dispatch
-        self.data = jax.device_put([batches.arrays] if self.stride > 1 else [], replicated(mesh))
-        self.report = Reporter(config.steps, config.batch)
+    def __post_init__(self) -> None:
+        self.stride = self.config.steps_per_dispatch
+        self.data = jax.device_put([self.batches.arrays] if self.stride > 1 else [], replicated(self.mesh))
+        self.report = Reporter(self.config.steps, self.config.batch)
         self.begun, self.seconds = time.monotonic(), defaultdict[str, float](float)
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
 
@@ -150,9 +147,7 @@ class _Loop:
                 try:
                     state, metrics = step_fn(state, batch, *self.data)
                 except TypeError as error:  # a compiled step takes one shape only: there is no silent recompilation
-                    raise ZooError(
-                        f"the batch of step {step} has another shape or dtype than the first: {error}"
-                    ) from error
+                    raise ZooError(f"the batch of step {step} has another shape or dtype: {error}") from error
                 self.settle()
                 self.pending = done, metrics
                 if window and step < window[1] <= done:
@@ -183,13 +178,13 @@ class _Loop:
         if last or improved or reason or done % self.config.save_every == 0:
             self.settle()
             with self.timed("checkpoint"):
+                self.run.flush(at_once=True)
                 self.checkpoints.save(done, state, score)
         if reason:
             self.checkpoints.wait()
             self.report.close()
-            self.report.say(
-                f"stopped by {reason} at step {done}, saved in {self.run.folder}; the same command continues"
-            )
+            saved = f"saved in {self.run.folder}; the same command continues"
+            self.report.say(f"stopped by {reason} at step {done}, {saved}")
             raise SystemExit(0)
 
     def look(self, done: int, state: State) -> float | None:
@@ -245,8 +240,7 @@ class _Loop:
             "mesh": dict(self.mesh.shape),
             "continued_from": self.start,
         }
-        peak = peak_flops(device)
-        if peak:
+        if peak := peak_flops(device):
             result["mfu"] = rate * self.flops / (peak * self.mesh.size)
         if not steps:
             self.report.say(f"{self.run.folder} was finished at step {self.start}")

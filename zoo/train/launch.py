@@ -5,8 +5,10 @@ import ctypes
 import dataclasses
 import errno
 import os
+import re
 import shlex
 import sys
+import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,28 +59,21 @@ def split_preset(argv: list[str], presets: Mapping[str, Any]) -> tuple[str, list
 
 def parse(preset: TrainConfig, flags: list[str], script: str, presets: Mapping[str, Any], about: str | None) -> Any:
     """The preset with the flags of a command line laid over it; help and misspelt flags exit as in tyro."""
-    listed = ", ".join(presets)
-    description = f"{(about or '').strip()}\n\nPresets (python experiments/{script}.py PRESET --flags): {listed}."
-    return tyro.cli(
-        type(preset),
-        prog=f"experiments/{script}.py",
-        description=description,
-        default=preset,
-        args=flags,
-    )
+    prog, listed = f"experiments/{script}.py", ", ".join(presets)
+    description = f"{(about or '').strip()}\n\nPresets (python {prog} PRESET --flags): {listed}."
+    return tyro.cli(type(preset), prog=prog, description=description, default=preset, args=flags)
 
 
 def start_jax() -> None:
-    """Devices, the compile cache and, where the environment names a coordinator, the other processes."""
+    """Devices, the compile cache and, on one of several hosts, the others, which run the same command."""
     _keep_freed_memory()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "zoo" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     try:
-        if "JAX_COORDINATOR_ADDRESS" in os.environ:
-            jax.distributed.initialize(
-                num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
-            )
+        if several_hosts(os.environ, jax.config.values["jax_platforms"]):  # to be joined before a device is touched
+            number = lambda name: int(os.environ[name]) if name in os.environ else None
+            jax.distributed.initialize(num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"))
         jax.devices()
     except RuntimeError as error:
         wanted = os.environ.get("JAX_PLATFORMS") or "the default platform"
@@ -86,6 +81,33 @@ def start_jax() -> None:
         raise ZooError(
             f"no device for {wanted}: {reason}; unset JAX_PLATFORMS to take what is there, or JAX_PLATFORMS=cpu"
         ) from error
+
+
+def several_hosts(environ: Mapping[str, str], platforms: str | None) -> bool:
+    """Whether this machine is one of several: a coordinator is named, or its TPU chips are part of a larger slice, or
+    of several slices. GKE tells so in the environment, and a Cloud TPU VM's metadata server where that does not.
+
+    `platforms` are those that jax will try: it puts "tpu" first where it finds chips, unless JAX_PLATFORMS says more.
+    """
+    if "JAX_COORDINATOR_ADDRESS" in environ:
+        return True
+    if not (platforms or "").startswith("tpu"):
+        return False
+    hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
+    slices = f"MEGASCALE_NUM_SLICES: {environ.get('MEGASCALE_NUM_SLICES', 1)}"
+    if not hosts and "TPU_SKIP_MDS_QUERY" not in environ:  # which jax sets where there are no chips
+        hosts, slices = _metadata("worker-network-endpoints"), _metadata("tpu-env")
+    return "," in hosts or re.search(r"MEGASCALE_NUM_SLICES: *'?0*([2-9]|1\d)", slices) is not None
+
+
+def _metadata(name: str) -> str:
+    """What Google's metadata server knows of this machine under a name, or ""."""
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
+    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=10) as reply:
+        return reply.read().decode()
+    return ""
 
 
 def _keep_freed_memory() -> None:

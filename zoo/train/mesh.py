@@ -40,6 +40,7 @@ class MeshConfig:
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of axes (data, fsdp, tensor) over the devices; one process may use only the first few.
 
+    TPU slices follow each other along `data`: all that crosses the network between them is the sum of gradients.
     Raises ZooError when the sizes do not fit the devices.
     """
     devices = list(jax.devices() if devices is None else devices)
@@ -53,10 +54,17 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
     total = math.prod(sizes)
     if total > len(devices) or len(devices) % known or (jax.process_count() > 1 and total != len(devices)):
         raise ZooError(f"{asked} needs {total} devices, there are {len(devices)}; choose sizes whose product is that")
-    grid = np.array(devices[:total]).reshape(sizes)
-    if total == len(devices):  # lets jax order the devices by the physical links
-        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    types = (AxisType.Auto,) * 3
+    if total < len(devices):
+        return Mesh(np.array(devices[:total]).reshape(sizes), AXES, axis_types=types)
+    slices = [getattr(device, "slice_index", 0) for device in devices]
+    count = len(set(slices))
+    if sizes[0] % count:
+        raise ZooError(f"{asked}: there are {count} TPU slices, so --mesh.data must be a multiple of {count}")
+    parts = [[device for device, at in zip(devices, slices, strict=True) if at == i] for i in sorted(set(slices))]
+    inner = (sizes[0] // count, *sizes[1:])  # of a slice, whose devices jax orders by their physical links
+    grids = [jax.make_mesh(inner, AXES, axis_types=types, devices=part).devices for part in parts]
+    return Mesh(np.concatenate(grids), AXES, axis_types=types)
 
 
 def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import platform
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -21,16 +22,19 @@ from etils import epath
 from zoo.errors import ZooError
 from zoo.train.config import VOLATILE, TrainConfig
 
+REMOTE_SECONDS = 30.0  # between writes of metrics.jsonl to a bucket
+
 
 class Run:
-    """A run folder. Only the first process writes to it."""
+    """A run folder, on a disk or in a bucket (gs://). Only the first process writes to it."""
 
     def __init__(self, config: TrainConfig, command: str):
         self.config, self.command = config, command
         self.folder = epath.Path(config.run)
         self.lead = jax.process_index() == 0
+        self.remote = "://" in config.run
         self.rows: list[dict[str, Any]] = []
-        self._written = 0
+        self._written, self._write_next = 0, 0.0
         self._events: Any = None
 
     def say(self, text: str) -> None:
@@ -44,7 +48,8 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise ZooError(f"--run {self.folder} is a file; choose a folder")
         if not path.exists():
-            if any(part.name.isdigit() for part in _parts(self.folder / "checkpoints")):
+            saved = self.folder / "checkpoints"
+            if saved.exists() and any(part.name.isdigit() for part in saved.iterdir()):
                 raise ZooError(f"{self.folder} has checkpoints but no config.json; choose another --run folder")
             return
         try:
@@ -53,14 +58,11 @@ class Run:
             raise ZooError(f"{path} is not JSON ({error}); restore it, or choose another --run folder") from error
         new = flatten(json.loads(json.dumps(dataclasses.asdict(self.config))))
         keys = sorted(key for key in old.keys() | new.keys() if key.split(".")[0] not in VOLATILE)
-        missing = object()
-        changed = [key for key in keys if old.get(key, missing) != new.get(key, missing)]
+        pairs = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in keys}
+        changed = [f"  {key}: {was} there, {now} here\n" for key, (was, now) in pairs.items() if was != now]
         if changed:
-            lines = "\n".join(
-                f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} here" for key in changed
-            )
             raise ZooError(
-                f"{self.folder} holds a run of another config:\n{lines}\n"
+                f"{self.folder} holds a run of another config:\n{''.join(changed)}"
                 "use the same flags to continue it, or another --run folder to start anew"
             )
 
@@ -70,28 +72,35 @@ class Run:
         if self.lead:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.write("config.json", json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
-            self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
+            self.write("metrics.jsonl", _lines(self.rows))
         self._written = len(self.rows)
-        self._events = _event_writer(self.folder, step) if self.lead else None
+        self._events = _event_writer(self.folder, step) if self.lead and not self.remote else None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Adds a row to metrics.jsonl; `flush` writes it."""
         self.rows.append({"step": step} | {key: _number(value) for key, value in metrics.items()})
 
-    def flush(self) -> None:
-        """Writes the rows that are not yet in the file."""
-        new = "".join(json.dumps(row) + "\n" for row in self.rows[self._written :])
-        if self.lead and new:
+    def flush(self, at_once: bool = False) -> None:
+        """Writes the rows that are not yet in the file; to a bucket, where a file is only written whole, not at every
+        call unless `at_once`."""
+        new, now = self.rows[self._written :], time.monotonic()
+        if not self.lead or not new or (self.remote and not at_once and now < self._write_next):
+            return
+        if self.remote:
+            self.write("metrics.jsonl", _lines(self.rows))
+            self._write_next = now + REMOTE_SECONDS
+        else:
             with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(new)
-            for row in self.rows[self._written :] if self._events else []:
-                for name, value in row.items():
-                    if name != "step" and value is not None:
-                        self._events.add_scalar(name, value, row["step"])
+                file.write(_lines(new))
+        for row in new if self._events else []:
+            for name, value in row.items():
+                if name != "step" and value is not None:
+                    self._events.add_scalar(name, value, row["step"])
         self._written = len(self.rows)
 
     def close(self) -> None:
-        """Writes what TensorBoard's writer still holds."""
+        """Writes what is left of the rows, and what TensorBoard's writer still holds."""
+        self.flush(at_once=True)
         if self._events:
             self._events.close()
 
@@ -105,10 +114,11 @@ class Run:
             return
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.parent / (path.name + ".part")
+        part = path if self.remote else path.parent / (path.name + ".part")  # a bucket's file appears when it is whole
         try:
             part.write_bytes(content.encode() if isinstance(content, str) else content)
-            part.replace(path)
+            if part != path:
+                part.replace(path)
         except OSError:
             part.unlink(missing_ok=True)
             raise
@@ -133,12 +143,8 @@ class Run:
         for key in dict.fromkeys(key for row in self.rows for key in row if is_loss(key)):
             points = [(row["step"], row[key]) for row in self.rows if row.get(key) is not None]
             if points:
-                style: dict[str, Any] = {
-                    "marker": "o" if key.startswith("eval_") else "",
-                    "markersize": 3,
-                    "linewidth": 1.2,
-                }
-                axes.plot(*zip(*points, strict=True), label=key, **style)
+                marker = "o" if key.startswith("eval_") else ""
+                axes.plot(*zip(*points, strict=True), label=key, marker=marker, markersize=3, linewidth=1.2)
         axes.set(xlabel="step", ylabel="loss (nats)", title=self.folder.name)
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -153,13 +159,10 @@ class Run:
         if not paths:
             return
         chosen = [paths[i] for i in sorted({round(i) for i in np.linspace(0, len(paths) - 1, most)})]
-        images = [Image.open(io.BytesIO(path.read_bytes())).convert("RGB") for path in chosen]
-        sheet = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)), "white")
-        top = 0
-        for image in images:
-            sheet.paste(image, (0, top))
-            top += image.height
-        self.write_image("strip.png", np.asarray(sheet))
+        images = [np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB")) for path in chosen]
+        width = max(image.shape[1] for image in images)
+        padded = [np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in images]
+        self.write_image("strip.png", np.concatenate(padded))
 
     def finish(self, result: dict[str, Any], next_commands: Sequence[str] = ()) -> None:
         """Writes result.json and the README.md card, and says what lies where and what to try next.
@@ -190,9 +193,7 @@ class Run:
     def _card(self, result: dict[str, Any]) -> str:
         versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax", "optax", "numpy"))
         metrics = "\n".join(f"| {key} | {value:.6g} |" for key, value in result["metrics"].items())
-        pictures = "\n".join(
-            f"![{name}]({name})" for name in ("loss.png", "strip.png") if (self.folder / name).exists()
-        )
+        pictures = "\n".join(f"![{x}]({x})" for x in ("loss.png", "strip.png") if (self.folder / x).exists())
         return (
             f"# {self.folder.name}\n\n```\n{self.command}\n```\n\n"
             f"| metric | value |\n|---|---|\n{metrics}\n\n"
@@ -202,26 +203,25 @@ class Run:
         )
 
 
-def _parts(folder: epath.Path) -> list[epath.Path]:
-    return list(folder.iterdir()) if folder.exists() else []
-
-
 def _event_writer(folder: epath.Path, step: int) -> Any:
-    """TensorBoard's events beside the rows, where the extra `tensorboard` is installed and the disk is local."""
+    """TensorBoard's events beside the rows, where the extra `tensorboard` is installed."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         return None
-    return None if "://" in str(folder) else SummaryWriter(str(folder / "events"), purge_step=step + 1, flush_secs=10)
+    return SummaryWriter(str(folder / "events"), purge_step=step + 1, flush_secs=10)
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """A nested dict with dotted keys."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {
-        k: v for key, value in tree.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else key).items()
-    }
+    dot = f"{prefix}." if prefix else ""
+    return {k: v for key, value in tree.items() for k, v in flatten(value, dot + key).items()}
 
 
 def is_loss(name: str) -> bool:
