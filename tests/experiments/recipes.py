@@ -30,6 +30,10 @@ RECIPES = {
         "gpt.py --model gpt-modern-xs --steps 30 --batch 8 --context 16 --log-every 1 --eval-every 10 --save-every 5"
         " --sample-tokens 8 --data.holdout 0.002"
     ),
+    "scenes": (
+        "scenes.py --tokenizer {tokenizer} --model gpt-modern-xs --steps 20 --batch 4 --log-every 1 --eval-every 10"
+        " --save-every 4 --rows 8 --exam 2"
+    ),
 }
 
 
