@@ -1,5 +1,6 @@
 """The doctor, shown machines that are not there: files of devices and processes, versions and environments made up."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 from zoo import doctor
 from zoo.cli import main
 from zoo.doctor import Finding
+from zoo.errors import ZooError
+from zoo.train import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 COLAB = {
@@ -242,3 +245,36 @@ def test_it_tells_of_a_jax_that_cannot_be_imported():
     assert "training would stop at: backend" in done.stdout
     assert "import of jax halted" in done.stdout
     assert f'pip install --force-reinstall "jax=={metadata.version("jax")}"' in done.stdout
+
+
+def test_the_doctor_and_training_look_for_the_same_files():
+    assert set(launch.TPU_FILES) == set(doctor.TPU_FILES)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "file", "refused"),
+    [
+        ("", "", None),
+        ("cpu", "null", None),
+        ("cpu,tpu", "null", None),
+        ("", "null", "no device for /dev/null: jax came up on the CPU; `zoo doctor` says"),
+        ("tpu,cpu", "", "no device for tpu,cpu: jax came up on the CPU; `zoo doctor` says"),
+    ],
+)
+def test_training_does_not_fall_back_to_the_cpu_in_silence(monkeypatch, wanted, file, refused):
+    monkeypatch.setattr(launch, "TPU_FILES", (file,) if file else ())
+    monkeypatch.setenv("JAX_PLATFORMS", wanted)
+    with pytest.raises(ZooError, match=refused) if refused else contextlib.nullcontext():
+        launch.start_jax()
+
+
+@pytest.mark.parametrize("wanted", ["cuda", "cuda,cpu"])
+def test_nor_does_a_recipe(tmp_path, wanted):
+    command = [sys.executable, "-m", "tests.train.toy", "--run", str(tmp_path / "run")]
+    environment = os.environ | {"JAX_PLATFORMS": wanted}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert f"no device for {wanted}: jax " in done.stderr
+    assert "`zoo doctor`" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -43,16 +43,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises ZooError for numbers that make no run."""
-        for name in (
-            "steps",
-            "batch",
-            "accumulate",
-            "steps_per_dispatch",
-            "log_every",
-            "eval_every",
-            "save_every",
-            "keep",
-        ):
+        counts = ("steps", "batch", "accumulate", "steps_per_dispatch", "log_every", "eval_every", "save_every", "keep")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ZooError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
         for name in ("steps", "eval_every", "save_every"):

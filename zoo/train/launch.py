@@ -21,6 +21,7 @@ from zoo.train.config import TrainConfig
 from zoo.train.run import Run
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+TPU_FILES = ("accel[0-9]*", "vfio/[0-9]*")  # in /dev; of a GPU that it cannot use, jax itself warns
 
 
 def launch(
@@ -65,21 +66,26 @@ def parse(preset: TrainConfig, flags: list[str], script: str, presets: Mapping[s
 
 
 def start_jax() -> None:
-    """Devices, the compile cache and, on one of several hosts, the others, which run the same command."""
+    """Devices, the compile cache and, on one of several hosts, the others, which run the same command.
+
+    Raises ZooError without devices, and for the CPU in place of an accelerator that is asked for or there.
+    """
     _keep_freed_memory()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "zoo" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    asked = wanted or " ".join(str(path) for pattern in TPU_FILES for path in Path("/dev").glob(pattern))
     try:
         if several_hosts(os.environ, jax.config.values["jax_platforms"]):  # to be joined before a device is touched
             number = lambda name: int(os.environ[name]) if name in os.environ else None
             jax.distributed.initialize(num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"))
-        jax.devices()
-    except RuntimeError as error:
-        wanted = os.environ.get("JAX_PLATFORMS") or "the default platform"
-        reason = str(error).splitlines()[0]
+        if jax.default_backend() == "cpu" and asked and not wanted.startswith("cpu"):
+            raise RuntimeError("jax came up on the CPU")
+    except (RuntimeError, AssertionError) as error:  # the latter of a jax that knows no such platform
+        reason = str(error).partition("\n")[0] or "jax has none"
         raise ZooError(
-            f"no device for {wanted}: {reason}; unset JAX_PLATFORMS to take what is there, or JAX_PLATFORMS=cpu"
+            f"no device for {asked or 'jax'}: {reason}; `zoo doctor` says what mends it, JAX_PLATFORMS=cpu does without"
         ) from error
 
 
