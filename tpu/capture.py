@@ -1,8 +1,10 @@
 """A recipe's own step, taken from the recipe: its `main` runs up to `fit`, on the devices of a topology."""
 
+import contextlib
 import importlib.machinery
 import sys
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from tpu.chips import as_on_tpu
+from tpu.kernels import Kernel, subjaxprs, tally
 from zoo.data.images import Images
 from zoo.errors import ZooError
 from zoo.train.config import TrainConfig
-from zoo.train.flops import count_flops
 from zoo.train.launch import parse, split_preset
 from zoo.train.mesh import BATCH, check_batch, make_mesh, replicated
 from zoo.train.run import Run
@@ -23,6 +25,7 @@ from zoo.train.state import State, abstract_state, make_init, make_step
 
 # Images that a plan needs the shape of, and not the pixels: (height, width, channels, classes, training images)
 KNOWN = {"tfds:cifar10": (32, 32, 3, 10, 50_000)}
+AGAIN = {"checkpoint", "remat", "remat2"}  # what jaxprs of one version of jax or another call `jax.checkpoint`
 
 
 @dataclass
@@ -33,8 +36,12 @@ class Step:
     state: State
     inputs: Any
     """Of a batch and, with many steps a dispatch, of the data that lies on the device."""
+    kernels: tuple[Kernel, ...]
+    """The Pallas kernels in it."""
     flops: float
-    """Of one step, over all devices."""
+    """Of one step, over all devices: what the model needs."""
+    executed_flops: float
+    """With what is computed again to save memory, and what kernels do for masked entries."""
     config: TrainConfig
     mesh: Mesh
 
@@ -49,9 +56,7 @@ class Captured(Exception):
 
 def capture(script: Path, arguments: list[str], devices: list[Any]) -> Step:
     """The step of `SCRIPT [PRESET] [--flags]` on the devices. Raises ZooError for what the recipe finds wrong."""
-    recipe: Any = load_script(script)
-    preset, flags = split_preset(arguments, recipe.PRESETS)
-    config = parse(recipe.PRESETS[preset], [*flags, "--run", "planned"], script.stem, recipe.PRESETS, recipe.__doc__)
+    recipe, config = configured(script, arguments)
     recipe.fit = take
     recipe.make_mesh = lambda sizes: make_mesh(sizes, devices)
     if hasattr(recipe, "load_images"):
@@ -63,6 +68,14 @@ def capture(script: Path, arguments: list[str], devices: list[Any]) -> Step:
     except Captured as captured:
         return captured.step
     raise ZooError(f"{script} ended without a call of fit(); its step is not known")
+
+
+def configured(script: Path, arguments: list[str]) -> tuple[Any, Any]:
+    """A recipe's module, and its config for `[PRESET] [--flags]`. Raises ZooError for what the recipe finds wrong."""
+    recipe: Any = load_script(script)
+    preset, flags = split_preset(arguments, recipe.PRESETS)
+    flags = [*flags, "--run", "planned"]
+    return recipe, parse(recipe.PRESETS[preset], flags, script.stem, recipe.PRESETS, recipe.__doc__)
 
 
 def load_script(path: Path) -> Any:
@@ -103,14 +116,43 @@ def take(config: TrainConfig, run: Run, **options: Any) -> None:
     stride = config.steps_per_dispatch
     batches = batches.resident(stride) if stride > 1 else batches
     make = make_init(options["init"], options["tx"], config.seed, bool(config.ema))
-    with jax.set_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # eager operations must not land on these devices
         state = abstract_state(make, options.get("rules", ()), mesh, given)
-        step = make_step(options["update"], config.seed, state, mesh, resident=stride > 1)
         inputs = [shapes_of(batches.rows(0), NamedSharding(mesh, BATCH))]
         if stride > 1:
             inputs.append([shapes_of(batches.arrays, replicated(mesh))])
-        traced = step.trace(state, *inputs[:1], *(inputs[1] if stride > 1 else []))
-        raise Captured(Step(traced, state, inputs, count_flops(traced.jaxpr) / stride, config, mesh))
+
+        def trace() -> Any:
+            step = make_step(options["update"], config.seed, state, mesh, resident=stride > 1)
+            return step.trace(state, *inputs[:1], *(inputs[1] if stride > 1 else []))
+
+        traced = trace()
+        needed = traced.jaxpr
+        if AGAIN & {equation.primitive.name for equation in equations(needed)}:
+            with keeping_all():
+                needed = trace().jaxpr
+    counted, kept = tally(traced.jaxpr), tally(needed)
+    counts = kept.needed / stride, counted.flops / stride
+    raise Captured(Step(traced, state, inputs, counted.kernels, *counts, config, mesh))
+
+
+@contextlib.contextmanager
+def keeping_all() -> Iterator[None]:
+    """While it lasts nothing is computed again to save memory: `jax.checkpoint` is the identity."""
+    before = jax.checkpoint
+    jax.checkpoint = lambda fn, **_: fn
+    try:
+        yield
+    finally:
+        jax.checkpoint = before
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a jaxpr, and of those that they hold."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation
+        for inner in subjaxprs(equation):
+            yield from equations(inner)
 
 
 def shapes_of(arrays: Any, sharding: NamedSharding) -> Any:

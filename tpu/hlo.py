@@ -2,19 +2,22 @@
 
 The schedule is a list of operations, some of them loops. A fusion, copy or convolution carries `estimated_cycles`.
 Sorts, scatters and what else carries none is put at its bytes over the speed of HBM, a collective at its bytes over
-that of its links. Asynchronous copies run beside the rest: they are listed, and take no time of their own.
+that of its links. Pallas kernels are counted in the step's jaxpr (kernels.py) and found here by name and shapes.
+Asynchronous copies run beside the rest: they are listed, and take no time of their own.
 """
 
 import math
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tpu.chips import Chip
+from tpu.kernels import Kernel
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"} | {
-    "opt-barrier", "add-dependency", "domain"
+    "opt-barrier", "add-dependency", "domain", "send-done", "recv", "recv-done"
 }  # fmt: skip
 ASYNC = ("copy-start", "copy-done", "async-start", "async-update", "async-done", "slice-start", "slice-done")
 DONE = tuple(f"{name}-done" for name in COLLECTIVES)
@@ -41,6 +44,12 @@ class Op:
         found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
         return int(found[1]) if found else None
 
+    @property
+    def scope(self) -> str:
+        """The path of functions that it comes from."""
+        found = re.search(r'op_name="([^"]*)"', self.rest)
+        return found[1] if found else ""
+
     def called(self, *names: str) -> list[str]:
         """The computations that attributes of these names hold."""
         found: list[str] = []
@@ -62,6 +71,8 @@ class Cost:
     bytes: int
     """That one run moves, over HBM or, of a collective, over links."""
     source: str
+    kernel: Kernel | None = None
+    """What is known of a Pallas kernel."""
 
 
 @dataclass
@@ -82,8 +93,19 @@ class Schedule:
         """By kind: how many run in a step, and the bytes and seconds of them all."""
         found: dict[str, dict[str, float]] = defaultdict(lambda: {"count": 0, "bytes": 0, "seconds": 0.0})
         for cost in self.by("collective"):
-            row = found[collective_kind(cost.op.opcode) or cost.op.opcode]
+            row = found[collective_kind(cost.op.opcode) or f"{between_slices(cost.op)} between slices"]
             row["count"] += cost.times
+            row["bytes"] += cost.times * cost.bytes
+            row["seconds"] += cost.seconds
+        return dict(found)
+
+    def kernels(self) -> dict[str, dict[str, float]]:
+        """Of the Pallas kernels by name: how many run in a step, and the FLOPs, bytes and seconds of them all."""
+        found: dict[str, dict[str, float]] = defaultdict(lambda: {"count": 0, "flops": 0, "bytes": 0, "seconds": 0.0})
+        for cost in self.by("kernel"):
+            row = found[cost.kernel.name if cost.kernel else cost.op.name]
+            row["count"] += cost.times
+            row["flops"] += cost.times * (cost.kernel.flops if cost.kernel else 0)
             row["bytes"] += cost.times * cost.bytes
             row["seconds"] += cost.seconds
         return dict(found)
@@ -116,12 +138,14 @@ def parse(text: str) -> tuple[dict[str, list[Op]], str]:
         if head:
             current = computations[head[2]] = []
             entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif line.startswith("}") and not line.startswith("}}"):
             current = None
         elif current is not None:
             op = parse_op(line)
             if op:
                 current.append(op)
+            elif current:  # the attributes of a kernel go over several lines
+                current[-1].rest += line
     return computations, entry
 
 
@@ -149,16 +173,15 @@ def closing(text: str, start: int) -> int:
     raise ValueError(f"no end of {text[start : start + 40]!r}")
 
 
-def schedule(text: str, chip: Chip) -> Schedule:
-    """What every operation of a compiled program costs."""
+def schedule(text: str, chip: Chip, kernels: Sequence[Kernel] = (), peak: float = 0.0) -> Schedule:
+    """What every operation of a compiled program costs on a device of `peak` FLOP/s; `kernels`: those of its step."""
     computations, entry = parse(text)
     sources, found, channels = source_lines(text), Schedule(), set()
 
     def add(op: Op, times: int, seconds: float, kind: str, size: int) -> None:
         frame = re.search(r"stack_frame_id=(\d+)", op.rest)
-        named = re.search(r'op_name="([^"]*)"', op.rest)
         source = sources.get(int(frame[1]), "") if frame else ""
-        found.costs.append(Cost(op, times, times * seconds, kind, size, source or (named[1] if named else "")))
+        found.costs.append(Cost(op, times, times * seconds, kind, size, source or op.scope))
 
     def links(name: str, times: int) -> None:
         """Collectives inside of fusions, which run beside the fusion's own work."""
@@ -176,6 +199,17 @@ def schedule(text: str, chip: Chip) -> Schedule:
             channels.add(channel[1])
         size = link_bytes(op)
         add(op, times, size / (chip.link * 1e9), "collective", size)
+
+    def pallas(op: Op, times: int, moved: int) -> None:
+        same = {kernel.seconds(peak, chip.bandwidth * 1e9): kernel for kernel in kernels if is_kernel(op, kernel)}
+        seconds = max(same, default=moved / (chip.bandwidth * 1e9))
+        kernel = same.get(seconds)
+        add(op, times, seconds, "kernel", kernel.bytes if kernel else moved)
+        found.costs[-1].kernel = kernel
+        if kernel is None:
+            found.notes.append(f"{op.name}: a kernel that is not in the step's jaxpr counts by its bytes alone")
+        elif len(same) > 1:
+            found.notes.append(f"{op.name}: one of {len(same)} kernels of that name and shape, counted as the dearest")
 
     def walk(name: str, times: int) -> None:
         ops = {op.name: op for op in computations[name]}
@@ -195,6 +229,9 @@ def schedule(text: str, chip: Chip) -> Schedule:
                 walk(op.called("to_apply")[0], times)
             elif collective_kind(op.opcode):
                 collective(op, times)
+            elif op.opcode == "send":
+                size = network_bytes(op)
+                add(op, times, size / (chip.network * 1e9), "collective", size)
             elif op.opcode in ASYNC:
                 for inner in op.called("calls"):
                     links(inner, times)
@@ -206,7 +243,7 @@ def schedule(text: str, chip: Chip) -> Schedule:
                 if op.cycles is not None:
                     add(op, times, op.cycles / (chip.clock * 1e9), "estimate", moved)
                 elif 'custom_call_target="tpu_custom_call"' in op.rest:
-                    add(op, times, moved / (chip.bandwidth * 1e9), "kernel", moved)
+                    pallas(op, times, moved)
                 else:
                     add(op, times, moved / (chip.bandwidth * 1e9), "bytes", moved)
 
@@ -216,6 +253,13 @@ def schedule(text: str, chip: Chip) -> Schedule:
     walk(entry, 1)
     found.costs.sort(key=lambda cost: -cost.seconds)
     return found
+
+
+def is_kernel(op: Op, kernel: Kernel) -> bool:
+    """Whether a custom call may be this kernel: it has the name, and results of these shapes."""
+    shapes = tuple(tuple(int(n) for n in sizes.split(",") if n) for _, sizes, _ in SHAPE.findall(op.shape))
+    words = re.findall(r"\w+", f"{op.name} {op.scope}")
+    return shapes == kernel.results and kernel.name in words
 
 
 def trip_count(op: Op, ops: dict[str, Op], computations: dict[str, list[Op]]) -> int | None:
@@ -273,6 +317,23 @@ def link_bytes(op: Op) -> int:
     if kind == "collective-permute":
         return size
     return size * (n - 1) // n
+
+
+def between_slices(op: Op) -> str:
+    """What the sending to other slices is a part of: all-reduce, or another kind."""
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', op.rest)
+    return found[1].lower().replace("_", "-") if found else op.opcode
+
+
+def network_bytes(op: Op) -> int:
+    """Bytes that one device sends to other slices; those of an all-reduce by the ring algorithm."""
+    size = shape_bytes(op.shape.split("}")[0], fast=True)
+    listed = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', op.rest)
+    if between_slices(op) != "all-reduce" or not listed:
+        return size
+    ranges = [[int(end) for end in part.split(":")] for part in listed[1].split(",")]
+    n = sum(ends[-1] - ends[0] + 1 for ends in ranges)
+    return 2 * size * (n - 1) // n
 
 
 def source_lines(text: str) -> dict[int, str]:

@@ -1,11 +1,14 @@
 """The reading of compiled programs, on a small one whose every figure is worked by hand."""
 
+import dataclasses
+
 import pytest
 
 from tpu.chips import Chip
 from tpu.hlo import group_size, link_bytes, parse_op, schedule, shape_bytes
+from tpu.kernels import Kernel
 
-CHIP = Chip(hbm=16, bandwidth=800, link=100, clock=2.0)
+CHIP = Chip(hbm=16, bandwidth=800, link=100, network=5, clock=2.0)
 TEXT = """HloModule jit_f, is_scheduled=true
 
 FileNames
@@ -107,6 +110,57 @@ def test_branches_count_by_the_dearest():
         "conditional(%zero, %start, %start), branch_computations={%condition, %body}",
     )
     assert next(cost for cost in schedule(text, CHIP).costs if cost.op.name == "work").times == 1
+
+
+KERNEL = Kernel("attend_rows", ((64, 128), (8,)), flops=700, needed=350, work=1400, bytes=96)
+CALL = """  %attend_rows.7 = (bf16[64,128]{1,0:T(8,128)}, f32[8]{0}) custom-call(%again), \
+custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"block": 512
+}}, metadata={op_name="jit(f)/attend_rows/pallas_call" stack_frame_id=2}, backend_config={"custom_call_config":{}}
+  %last = bf16[64,1024]{1,0} fusion(%again), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"50"}
+"""
+WITH_KERNEL = TEXT.replace("  %sorted", CALL + "  %sorted")
+
+
+def test_a_kernel_counts_as_in_the_jaxpr():
+    """Its attributes go over several lines, and what follows it is not lost."""
+    found = schedule(WITH_KERNEL, CHIP, [KERNEL, dataclasses.replace(KERNEL, name="other")], peak=1e6)
+    by = {cost.op.name: cost for cost in found.costs}
+    assert by.keys() == {cost.op.name for cost in schedule(TEXT, CHIP).costs} | {"attend_rows.7", "last"}
+    cost = by["attend_rows.7"]
+    assert (cost.kind, cost.times, cost.bytes, cost.kernel) == ("kernel", 5, 96, KERNEL)
+    assert cost.seconds == pytest.approx(5 * 1400 / (0.7 * 1e6))
+    assert cost.source == "/repo/zoo/models/some.py:17"
+    assert found.kernels() == {
+        "attend_rows": {"count": 5, "flops": 3500, "bytes": 480, "seconds": pytest.approx(5 * 1400 / (0.7 * 1e6))}
+    }
+    assert not found.notes
+
+
+def test_of_kernels_alike_the_dearest_and_of_none_the_bytes():
+    found = schedule(WITH_KERNEL, CHIP, [KERNEL, dataclasses.replace(KERNEL, work=2800)], peak=1e6)
+    assert found.kernels()["attend_rows"]["seconds"] == pytest.approx(5 * 2800 / (0.7 * 1e6))
+    assert found.notes == ["attend_rows.7: one of 2 kernels of that name and shape, counted as the dearest"]
+    for stranger in (
+        dataclasses.replace(KERNEL, results=((64, 128), (9,))),
+        dataclasses.replace(KERNEL, name="attend"),
+    ):
+        found = schedule(WITH_KERNEL, CHIP, [stranger], peak=1e6)
+        size = SIZE + 64 * 128 * 2 + 8 * 4
+        assert found.kernels()["attend_rows.7"]["seconds"] == pytest.approx(5 * size / 800e9)
+        assert found.notes == ["attend_rows.7: a kernel that is not in the step's jaxpr counts by its bytes alone"]
+
+
+@pytest.mark.parametrize(("slices", "moved"), [("1,2", 4096), ("1:4", 6144)])
+def test_what_goes_to_other_slices_goes_over_the_network(slices, moved):
+    target = f'_xla_megascale_target="{{{slices}}}x{{0:3}}",_xla_megascale_transfer_type="ALL_REDUCE"'
+    text = f"""  %sent = (f32[8,128]{{1,0:T(8,128)}}, u32[], token[]) send(%part), frontend_attributes={{{target}}}
+  %came = (f32[8,128]{{1,0:T(8,128)}}, u32[], token[]) recv(%after), channel_id=50, is_host_transfer=true
+"""
+    found = schedule(TEXT.replace("  ROOT %all", text + "  ROOT %all"), CHIP)
+    row = found.collectives()["all-reduce between slices"]
+    assert row == {"count": 1, "bytes": moved, "seconds": pytest.approx(moved / 5e9)}
+    assert "came" not in {cost.op.name for cost in found.costs}
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,17 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
-from tpu import plan
+from tpu import plan, report
 from tpu.capture import capture
 from tpu.chips import devices_of
+from tpu.estimate import exhausted
+from tpu.references import read_plans, write_plans
 
-VAE = "experiments/vae.py"
+VAE, TINY = "experiments/vae.py", "tests/tpu/recipe.py"
 
 
 def needs_libtpu(test):
@@ -38,7 +41,7 @@ def test_a_recipe_is_planned_as_it_would_run(capsys, tmp_path):
     out = tmp_path / "plan.json"
     assert plan.main([VAE, "digits", "--batch", "64", "--topology", "v5e:1x1", "--explain", "--json", str(out)]) == 0
     text = capsys.readouterr().out
-    (found,) = json.loads(out.read_text())
+    (found,) = json.loads(out.read_text())["plans"]
     assert (found["parameters"], found["batch"], found["devices"], found["fits"]) == (74_884, 64, 1, True)
     assert found["params_bytes"] == 74_884 * 4
     assert 2 * found["params_bytes"] < found["optimizer_bytes"] < 3.2 * found["params_bytes"]  # Adam's two, averages
@@ -54,11 +57,94 @@ def test_a_recipe_is_planned_as_it_would_run(capsys, tmp_path):
 
 @needs_libtpu
 def test_many_chips_exchange_gradients():
-    made, _ = plan.plan(plan.Path(VAE), ["digits", "--samples", "1"], "v5e:2x2")
+    made, _ = plan.plan(Path(VAE), ["digits", "--samples", "1"], "v5e:2x2")
     assert made.devices == 4
     # Every gradient is summed over the chips once, in bfloat16, of which a ring sends 2 · 3/4; and some scalars
     moved = sum(row["bytes"] for row in made.collectives.values())
     assert 1.0 < moved / (2 * made.parameters * 2 * 3 / 4) < 1.02
+
+
+@needs_libtpu
+def test_kernels_are_in_the_plan(capsys):
+    made, found = plan.plan(Path(TINY), ["splash"], "v5e:1x1")
+    # By hand: 2 layers, 2 rows, 2 heads, 3 of 4 blocks of 512; forward 2 and backward 5 products over a head of 64
+    product = 2 * 512 * 512 * 64
+    forward, backward = (made.kernels[name] for name in sorted(made.kernels, reverse=True))
+    assert (forward["count"], forward["flops"]) == (2, 2 * 2 * 2 * 3 * 2 * product)
+    assert (backward["count"], backward["flops"]) == (2, 2 * 2 * 2 * 3 * 5 * product)
+    # At 0.7 of the peak, and half of that for a head of 64; so few rows take longer to move on the way forward
+    assert backward["seconds"] == pytest.approx(backward["flops"] / (0.7 * 197e12 / 2))
+    assert forward["seconds"] == pytest.approx(forward["bytes"] / 819e9)
+    assert made.seconds_by["kernel"] == pytest.approx(forward["seconds"] + backward["seconds"])
+    assert made.step_seconds == pytest.approx(sum(made.seconds_by.values()))
+    # What is needed has half of the square, and no scores twice: 6 products over 2 blocks against 7 over 3
+    assert made.executed_flops - made.flops == pytest.approx((7 * 3 - 6 * 2) * 2 * 2 * 2 * product)
+    assert made.mfu / made.hfu == pytest.approx(made.flops / made.executed_flops)
+    assert made.tokens_per_second == pytest.approx(2 * 1024 / made.step_seconds)
+    assert not made.notes
+    kernels = [cost for cost in found.costs if cost.kind == "kernel"]
+    assert len(kernels) == 2
+    report.show([made])
+    report.explain(found, 1, Path.cwd())
+    text = capsys.readouterr().out
+    assert "jax/experimental/pallas/ops/tpu/splash_attention/splash_attention_kernel.py" in text
+    assert "2 kernels splash_mha_fwd" in text
+
+
+@needs_libtpu
+def test_what_is_computed_again_is_not_needed():
+    def flops(*flags):
+        step = capture(Path(TINY), ["tiny", *flags], devices_of("v5e:1x1")[1])
+        return step.flops, step.executed_flops
+
+    plain = flops()
+    assert plain[0] == plain[1]
+    again = flops("--remat", "full")
+    assert again[0] == plain[0]
+    # Both layers' forward products once more, but for the MLP's second, whose result no gradient asks for. For 8 · 128
+    # rows: queries, keys, values and outputs (4 · 128 · 128), scores and mixes (2 · 128 · 128), the MLP (128 · 512)
+    rows = 2 * 8 * 128
+    assert again[1] - plain[1] == 2 * rows * (4 * 128 * 128 + 128 * 512 + 2 * 128 * 128)
+
+
+@needs_libtpu
+def test_several_topologies_in_one_table(capsys, tmp_path):
+    out = tmp_path / "plans.json"
+    assert plan.main([TINY, "--topology", "v5e:2x2", "v5p:2x2x1", "--mesh.fsdp", "2", "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "data 2 × fsdp 2" in text
+    made = read_plans(out)
+    assert [(p.topology, p.devices, p.mesh["data"], p.mesh["fsdp"]) for p in made] == [
+        ("v5e:2x2", 4, 2, 2),
+        ("v5p:2x2x1", 4, 2, 2),
+    ]
+    write_plans(out, made[:1])
+    assert plan.main(["--check", str(out)]) == 0  # the same again is the same
+    assert f"{out}: same" in capsys.readouterr().out
+    for p in made:
+        assert p.collectives["all-gather"]["count"] > 0
+        assert f"{p.topology}: {p.collectives['all-gather']['count']:g} all-gather a step" in text
+        # Parameters and both of Adam's averages are split over fsdp, but for what is too small for it
+        assert 0.5 < p.params_bytes / (4 * p.parameters) < 0.55
+
+
+@needs_libtpu
+def test_slices_exchange_gradients_over_the_network():
+    made, _ = plan.plan(Path(TINY), [], "v5e:2x2", 2)
+    assert (made.devices, made.label, made.fits) == (8, "2 × v5e:2x2", True)
+    # A quarter of every gradient, which the four chips of a slice have summed, in bfloat16 or float32: by a ring of two
+    # slices each chip sends it once
+    row = made.collectives["all-reduce between slices"]
+    assert 1.0 < row["bytes"] / (made.parameters * 2 / 4) < 2.0
+    assert row["seconds"] == pytest.approx(row["bytes"] / 3.125e9)
+
+
+@needs_libtpu
+def test_what_does_not_fit_is_told(capsys):
+    assert plan.main([TINY, "--batch", "8192"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "fits NO, by " in text
+    assert "RESOURCE_EXHAUSTED" in text
 
 
 @needs_libtpu
@@ -73,11 +159,13 @@ def test_what_the_recipe_refuses_is_told(capsys, tmp_path):
 @needs_libtpu
 def test_models_are_those_of_a_tpu():
     _, devices = devices_of("v5e:1x1")
-    step = capture(plan.Path(VAE), ["digits"], devices)
+    step = capture(Path(VAE), ["digits"], devices)
     assert "bf16" in str(step.traced.jaxpr)
 
 
 def test_the_compilers_refusal_is_read():
     text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 23.50G of 15.75G hbm. Exceeded by 7.75G."
-    assert plan.exhausted(text) == 23.5 * 2**30
-    assert plan.exhausted("RESOURCE_EXHAUSTED: too much") == 0
+    assert exhausted(text) == 23.5 * 2**30
+    text = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (244.86G) exceeds available HBM (15.75G)."
+    assert exhausted(text) == int(244.86 * 2**30)
+    assert exhausted("RESOURCE_EXHAUSTED: too much") == 0
