@@ -4,12 +4,17 @@ import dataclasses
 import json
 
 import numpy as np
+import pytest
 
 from zoo.train.mesh import MeshConfig
 from zoo.train.run import Run
 
 SHORT = {"steps": 20, "log_every": 1, "eval_every": 20, "save_every": 10}
 MESHES = {"8 data": (8, 1, 1), "8 fsdp": (1, 8, 1), "2x2x2": (2, 2, 2)}
+# By default the one with all three axes: compiling is dear. `pytest -m slow` takes the others.
+EVERY_MESH = [
+    pytest.param(sizes, id=name, marks=() if name == "2x2x2" else pytest.mark.slow) for name, sizes in MESHES.items()
+]
 MOVES = {"8 to 1": ((2, 2, 2), (1, 1, 1)), "1 to 8": ((1, 1, 1), (2, 2, 2))}
 
 

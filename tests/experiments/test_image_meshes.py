@@ -1,7 +1,4 @@
-"""The same training on one device and on a mesh: two networks with spectral norms, and codebook averages.
-
-By default on the one mesh with all three axes: compiling is dear.
-"""
+"""The same training on one device and on a mesh: two networks with spectral norms, and codebook averages."""
 
 import dataclasses
 import functools
@@ -9,7 +6,7 @@ import functools
 import pytest
 
 from experiments import gan, tokenizer
-from tests.experiments.meshes import MESHES, SHORT, assert_same_losses, train
+from tests.experiments.meshes import EVERY_MESH, MESHES, SHORT, assert_same_losses, train
 
 GAN = dataclasses.replace(
     gan.DIGITS,
@@ -47,11 +44,9 @@ def single(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize(
-    "mesh", [pytest.param(mesh, marks=() if mesh == "2x2x2" else pytest.mark.slow) for mesh in MESHES]
-)
-def test_losses_agree(name, mesh, single, tmp_path):
-    assert_same_losses(train(RECIPES[name], tmp_path / "run", MESHES[mesh]), single(name), KEYS[name])
+@pytest.mark.parametrize("sizes", EVERY_MESH)
+def test_losses_agree(name, sizes, single, tmp_path):
+    assert_same_losses(train(RECIPES[name], tmp_path / "run", sizes), single(name), KEYS[name])
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -6,7 +6,7 @@ import functools
 import pytest
 
 from experiments import cnn, gpt
-from tests.experiments.meshes import MESHES, MOVES, SHORT, assert_same_losses, train
+from tests.experiments.meshes import EVERY_MESH, MOVES, SHORT, assert_same_losses, train
 
 CNN = dataclasses.replace(
     cnn.RESNET20,
@@ -35,7 +35,7 @@ def single(tmp_path_factory):
     return functools.cache(lambda name: train(RECIPES[name], tmp_path_factory.mktemp("single") / name, (1, 1, 1)))
 
 
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("sizes", EVERY_MESH)
 @pytest.mark.parametrize("name", RECIPES)
 def test_losses_agree(name, sizes, single, tmp_path):
     assert_same_losses(train(RECIPES[name], tmp_path / "run", sizes), single(name))

@@ -8,7 +8,7 @@ from flax import nnx
 
 import zoo
 from experiments import scenes
-from tests.experiments.meshes import MESHES, SHORT, assert_same_losses, train
+from tests.experiments.meshes import EVERY_MESH, MESHES, SHORT, assert_same_losses, train
 from zoo.errors import ZooError
 from zoo.models import decoder
 from zoo.models.tokenizer import Tokenizer, TokenizerConfig
@@ -37,11 +37,9 @@ def single(recipe, tmp_path_factory):
     return functools.cache(lambda: train(recipe, tmp_path_factory.mktemp("single") / "run", (1, 1, 1)))
 
 
-@pytest.mark.parametrize(
-    "mesh", [pytest.param(mesh, marks=() if mesh == "2x2x2" else pytest.mark.slow) for mesh in MESHES]
-)
-def test_losses_agree(mesh, recipe, single, tmp_path):
-    rows = train(recipe, tmp_path / "run", MESHES[mesh])
+@pytest.mark.parametrize("sizes", EVERY_MESH)
+def test_losses_agree(sizes, recipe, single, tmp_path):
+    rows = train(recipe, tmp_path / "run", sizes)
     assert_same_losses(rows, single(), KEYS)
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0]
