@@ -18,7 +18,7 @@ from tpu.kernels import Kernel, subjaxprs, tally
 from zoo.data.images import Images
 from zoo.errors import ZooError
 from zoo.train.config import TrainConfig
-from zoo.train.launch import parse, split_preset
+from zoo.train.launch import parse
 from zoo.train.mesh import BATCH, check_batch, make_mesh, replicated
 from zoo.train.run import Run
 from zoo.train.state import State, abstract_state, make_init, make_step
@@ -73,9 +73,7 @@ def capture(script: Path, arguments: list[str], devices: list[Any]) -> Step:
 def configured(script: Path, arguments: list[str]) -> tuple[Any, Any]:
     """A recipe's module, and its config for `[PRESET] [--flags]`. Raises ZooError for what the recipe finds wrong."""
     recipe: Any = load_script(script)
-    preset, flags = split_preset(arguments, recipe.PRESETS)
-    flags = [*flags, "--run", "planned"]
-    return recipe, parse(recipe.PRESETS[preset], flags, script.stem, recipe.PRESETS, recipe.__doc__)
+    return recipe, parse([*arguments, "--run", "planned"], script.stem, recipe.PRESETS, recipe.__doc__)[1]
 
 
 def load_script(path: Path) -> Any:

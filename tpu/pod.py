@@ -20,7 +20,7 @@ import tyro
 
 from tpu.capture import load_script
 from zoo.errors import ZooError, unknown
-from zoo.train.launch import parse, split_preset
+from zoo.train.launch import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -154,8 +154,7 @@ def recipe_line(name: str, arguments: list[str]) -> str:
         raise ZooError("start needs a recipe, such as experiments/gpt.py")
     script = Path(name)
     recipe = load_script(script)
-    preset, flags = split_preset(arguments, recipe.PRESETS)
-    config = parse(recipe.PRESETS[preset], flags, script.stem, recipe.PRESETS, recipe.__doc__)
+    _, config = parse(arguments, script.stem, recipe.PRESETS, recipe.__doc__)
     if not re.fullmatch(r"gs://[a-z0-9][-\w.]+/.+", config.run):
         raise ZooError(
             f"--run {config.run or '(none)'} would be lost with the machines, and no host sees the disk of another;"

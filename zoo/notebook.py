@@ -8,7 +8,7 @@ from typing import Any
 from IPython.display import Image, clear_output, display
 
 from zoo.doctor import PRODUCT, place
-from zoo.train.launch import parse, split_preset, start_jax
+from zoo.train.launch import parse, start_jax
 from zoo.train.run import Run
 
 
@@ -47,8 +47,7 @@ def train(recipe: Any, flags: str, run: str, minutes: float = 0.0) -> bool:
     """
     name = recipe.__name__.rpartition(".")[2]
     argv = [*shlex.split(flags), "--run", run, "--max-minutes", f"{minutes:g}"]
-    preset, rest = split_preset(argv, recipe.PRESETS)
-    config = parse(recipe.PRESETS[preset], rest, name, recipe.PRESETS, recipe.__doc__)
+    _, config = parse(argv, name, recipe.PRESETS, recipe.__doc__)
     start_jax()
     try:
         recipe.main(config, LiveRun(config, shlex.join(["python", f"experiments/{name}.py", *argv])))

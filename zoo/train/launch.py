@@ -17,7 +17,6 @@ import jax
 import tyro
 
 from zoo.errors import ZooError, unknown
-from zoo.train.config import TrainConfig
 from zoo.train.run import Run
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
@@ -34,8 +33,7 @@ def launch(
     argv = sys.argv[1:] if argv is None else argv
     script = Path(sys.argv[0]).stem
     try:
-        preset, flags = split_preset(argv, presets)
-        config = parse(presets[preset], flags, script, presets, about)
+        preset, config = parse(argv, script, presets, about)
         if not config.run:
             name = script if preset == next(iter(presets)) else f"{script}-{preset}"
             config = dataclasses.replace(config, run=f"runs/{name}")
@@ -50,19 +48,18 @@ def launch(
         sys.exit(_fail(f"{error}; free some space and run the same command again, or choose another --run folder"))
 
 
-def split_preset(argv: list[str], presets: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The preset that a command line names first, or the first of all, and its flags. Raises ZooError for no preset."""
+def parse(argv: list[str], script: str, presets: Mapping[str, Any], about: str | None) -> tuple[str, Any]:
+    """The preset that `[PRESET] [--flags]` names, or the first of all, and its config with the flags laid over it.
+
+    Raises ZooError for no preset; help and misspelt flags exit as in tyro.
+    """
     preset, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (next(iter(presets)), argv)
     if preset not in presets:
         raise unknown("preset", preset, presets)
-    return preset, flags
-
-
-def parse(preset: TrainConfig, flags: list[str], script: str, presets: Mapping[str, Any], about: str | None) -> Any:
-    """The preset with the flags of a command line laid over it; help and misspelt flags exit as in tyro."""
     prog, listed = f"experiments/{script}.py", ", ".join(presets)
     description = f"{(about or '').strip()}\n\nPresets (python {prog} PRESET --flags): {listed}."
-    return tyro.cli(type(preset), prog=prog, description=description, default=preset, args=flags)
+    found = tyro.cli(type(presets[preset]), prog=prog, description=description, default=presets[preset], args=flags)
+    return preset, found
 
 
 def start_jax() -> None:
