@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from zoo.data.damage import EMPTY
 from zoo.errors import ZooError, unknown
 
 if TYPE_CHECKING:
@@ -58,11 +59,8 @@ def answer(
 ) -> str:
     """The answer to a question about a picture, or about a description. Raises ZooError unless just one is given."""
     loaded = scene_model(model)
-    if image is None:
-        return loaded.answer([question], texts=None if text is None else [text])[0]
-    if text is not None:
-        raise ZooError("a question is about a picture or a text: give image or text, not both")
-    return loaded.answer([question], images=pixels_of(image, loaded.size)[None])[0]
+    images = None if image is None else pixels_of(image, loaded.size)[None]
+    return loaded.answer([question], images, None if text is None else [text])[0]
 
 
 def edit(
@@ -146,7 +144,8 @@ def pixels_of(image: Image.Image, size: int) -> np.ndarray:
 
 
 def resized(image: Image.Image, width: int, height: int) -> Image.Image:
-    """By the means of squares where that makes it smaller by a whole number, else by the nearest smooth fit."""
+    """By the means of squares where it becomes smaller by a whole number; small pictures that become larger by one
+    keep their pixels as squares, which such means give back; else smoothly."""
     if image.size == (width, height):
         return image
     whole = image.width % width == 0 and image.height % height == 0
@@ -160,6 +159,6 @@ def _filled(image: Image.Image, mask: np.ndarray, model: "SceneModel") -> Image.
     if mask.shape != (image.height, image.width):
         raise ZooError(f"the mask is {'×'.join(map(str, mask.shape[::-1]))}, the picture {image.width}×{image.height}")
     lost = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize((model.size,) * 2, Image.Resampling.BOX)) > 0
-    seen = np.where(lost[..., None], np.uint8(0), pixels_of(image, model.size))
+    seen = np.where(lost[..., None], np.uint8(EMPTY), pixels_of(image, model.size))
     found = resized(Image.fromarray(model.clean(seen[None], lost[None])[0]), image.width, image.height)
     return Image.fromarray(np.where(mask[..., None], np.asarray(found), np.asarray(image)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from benchmarks.common import table
 
+from zoo.data.damage import Hole, Noise, damaged
 from zoo.data.draw import Draw
 from zoo.data.drawing import draw_scene
 from zoo.data.sentences import KINDS
@@ -69,13 +70,13 @@ class Scenes:
 
         asked = [each for things in (1, 2) for each in questions_of("test", things, self.count // 4)]
         images = np.stack([draw_scene(each.scene, model.size) for each in asked])
-        holes = np.stack([hole(i, model.size, self.seed) for i in range(len(asked))])
-        pierced = np.where(holes[..., None], np.uint8(0), images)
+        lost = [hole(Draw(EXAM, self.seed, i)) for i in range(len(asked))]
+        holes = np.stack([each.mask(model.size) for each in lost])
+        pierced = np.stack([damaged(x, each) for x, each in zip(images, lost, strict=True)])
         smooth = np.stack(
             [inpaint_biharmonic(x / 255, mask, channel_axis=-1) for x, mask in zip(pierced, holes, strict=True)]
         )
-        rng = np.random.default_rng(self.seed)
-        noisy = np.clip(np.round(images + SIGMA * rng.standard_normal(images.shape)), 0, 255).astype(np.uint8)
+        noisy = np.stack([damaged(x, Noise(SIGMA, self.seed + i)) for i, x in enumerate(images)])
         plain = {"h": 0.8 * SIGMA / 255, "sigma": SIGMA / 255, "fast_mode": False, "patch_size": 5, "patch_distance": 6}
         averaged = np.stack([denoise_nl_means(x / 255, channel_axis=-1, **plain) for x in noisy])
         rows = []
@@ -88,13 +89,9 @@ class Scenes:
         table(f"mended, {len(images)} scenes, mean dB", ["", "zoo", "biharmonic, non-local means", "gain"], rows)
 
 
-def hole(index: int, size: int, seed: int) -> np.ndarray:
-    """A square of a quarter of the picture somewhere in it: bool [size, size]."""
-    draw, side = Draw(EXAM, seed, index), size // 2
-    top, left = (draw.below(size - side + 1) for _ in range(2))
-    mask = np.zeros((size, size), bool)
-    mask[top : top + side, left : left + side] = True
-    return mask
+def hole(draw: Draw) -> Hole:
+    """A square of a quarter of the picture somewhere in it."""
+    return Hole(draw.below(17), draw.below(17), 16, 16, ellipse=False)
 
 
 def psnr_within(found: np.ndarray, truth: np.ndarray, where: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """How often a scene model is exactly right: its drawings by the oracle, its words by comparison."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -87,5 +87,4 @@ def chained(model: SceneModel, drawn: np.ndarray, read: Sequence[Scene | None]) 
 
 def mean(scores: Sequence[Scores]) -> Scores:
     """The mean of each score."""
-    of: Callable[[str], float] = lambda name: float(np.mean([getattr(each, name) for each in scores]))
-    return Scores(**{field.name: of(field.name) for field in fields(Scores)})
+    return Scores(*(float(np.mean(values)) for values in zip(*map(astuple, scores), strict=True)))

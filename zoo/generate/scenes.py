@@ -3,6 +3,7 @@
 Pictures are uint8 [N, S, S, 3], S being the side that the tokenizer was made for.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,13 +49,7 @@ class SceneModel:
         self.size, self.context = tokenizer.config.image_size, c.context
         codec: Any = vocabulary  # prompts are ids, so that the generator only decodes
         self.generator = Generator(decoder, codec, ends=(END,))
-        graphdef, *weights = functional.split(tokenizer)
-        self._tokenizer = jax.tree.map(jnp.asarray, tuple(weights))
-        self._encode = jax.jit(lambda w, x: functional.merge(graphdef, *w).encode(x.astype(jnp.float32) / 255))
-        self._decode = jax.jit(lambda w, ids: functional.merge(graphdef, *w).decode(ids))
-        graph, *weights = functional.split(decoder)
-        self._decoder = jax.tree.map(jnp.asarray, tuple(weights))
-        self._logps = jax.jit(lambda w, ids, given: token_logps(functional.merge(graph, *w), ids, given))
+        self._tokenizer, self._decoder = parts_for_jit(tokenizer), parts_for_jit(decoder)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """The codes int32 [N, cells] of pictures. Raises ZooError for others than this model's."""
@@ -63,12 +58,12 @@ class SceneModel:
             raise ZooError(
                 f"pictures are {images.dtype}{list(images.shape)}; give uint8 [N, {self.size}, {self.size}, 3]"
             )
-        return in_parts(lambda x: self._encode(self._tokenizer, x), images).reshape(len(images), -1)
+        return in_parts(functools.partial(encoded, *self._tokenizer), images).reshape(len(images), -1)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """The pictures uint8 [N, S, S, 3] of codes int [N, cells]."""
         grids = np.asarray(codes, np.int32).reshape(-1, *self.vocabulary.grid)
-        return to_pixels(in_parts(lambda ids: self._decode(self._tokenizer, ids), grids))
+        return to_pixels(in_parts(functools.partial(decoded, *self._tokenizer), grids))
 
     def draw(
         self,
@@ -85,18 +80,16 @@ class SceneModel:
         """
         if min(n, rank) < 1:
             raise ZooError(f"{n} pictures of {rank} drawn for each: both must be at least 1")
-        vocabulary, cells = self.vocabulary, self.vocabulary.cells
-        first = vocabulary.first_code
-        allowed = (first, first + vocabulary.codes)
-        sampling = Sampling(guidance=guidance, allowed=allowed, temperature=temperature)
+        vocabulary = self.vocabulary
+        sampling = Sampling(guidance=guidance, allowed=self._codes, temperature=temperature)
         found = []
         for part in parts_of(texts, max(1, AT_ONCE // (n * rank))):
             prompts = [draw_prompt(vocabulary, text) for text in part]
             if guidance != 1:
                 prompts += [draw_prompt(vocabulary)] * len(part)
-            drawn = self.generator.complete(prompts, cells, n=n * rank, seed=seed, sampling=sampling)
-            found += [[completion.ids for completion in each] for each in drawn[: len(part)]]
-        images = self.decode(np.array(found).reshape(-1, cells) - first)
+            drawn = self.generator.complete(prompts, vocabulary.cells, n=n * rank, seed=seed, sampling=sampling)
+            found += [completion.ids for each in drawn[: len(part)] for completion in each]
+        images = self._pictures(found)
         if rank > 1:
             told = [text or "" for text in texts for _ in range(n * rank)]
             nats = self.likelihood(images, told).reshape(-1, n * rank)
@@ -127,11 +120,9 @@ class SceneModel:
 
     def clean(self, images: np.ndarray, holes: np.ndarray | None = None) -> np.ndarray:
         """The pictures as they may have been before damage; with `holes`, bool [N, S, S], only those pixels change."""
-        vocabulary, codes = self.vocabulary, self.encode(images)
         lost = np.zeros((len(images), self.size, self.size), bool) if holes is None else np.asarray(holes, bool)
-        allowed = (vocabulary.first_code, vocabulary.first_code + vocabulary.codes)
-        found = self._ids(self.mending_prompts(codes, lost), vocabulary.cells, allowed)
-        mended = self.decode(np.array(found).reshape(-1, vocabulary.cells) - vocabulary.first_code)
+        prompts = self.mending_prompts(self.encode(images), lost)
+        mended = self._pictures(self._ids(prompts, self.vocabulary.cells, self._codes))
         return mended if holes is None else np.where(lost[..., None], mended, images)
 
     def mending_prompts(self, codes: np.ndarray, holes: np.ndarray) -> list[list[int]]:
@@ -149,9 +140,18 @@ class SceneModel:
         rows = np.zeros((len(prompts), read + max(map(len, told))), np.int32)
         for row, prompt, text in zip(rows, prompts, told, strict=True):
             row[: read + len(text)] = prompt + text
-        logps = in_parts(lambda ids: self._logps(self._decoder, ids, np.arange(ids.shape[1]) < read), rows)
+        logps = in_parts(lambda ids: token_logps(*self._decoder, ids, np.arange(ids.shape[1]) < read), rows)
         written = np.array([[i < len(text) for i in range(rows.shape[1] - read)] for text in told])
         return (logps[:, read - 1 :] * written).sum(axis=1)
+
+    @property
+    def _codes(self) -> tuple[int, int]:
+        """The ids of codes: the first, and one past the last."""
+        return self.vocabulary.first_code, self.vocabulary.hole
+
+    def _pictures(self, ids: list[list[int]]) -> np.ndarray:
+        """The pictures of ids of codes."""
+        return self.decode(np.array(ids).reshape(-1, self.vocabulary.cells) - self.vocabulary.first_code)
 
     def _written(self, prompts: list[list[int]], length: int) -> list[str]:
         """The words that follow each prompt, the likeliest at every step."""
@@ -166,10 +166,29 @@ class SceneModel:
         return found
 
 
-def token_logps(model: Decoder, ids_bt: jax.Array, given_t: jax.Array) -> jax.Array:
-    """The log-probability of each token but the first, float32 [B, T - 1]; `given`, bool [T], as the model takes it."""
+def parts_for_jit(model: Any) -> tuple[Any, Any]:
+    """The graph of a model and its weights, for functions that are compiled once for all models of the same graph."""
+    graphdef, *weights = functional.split(model)
+    return graphdef, jax.tree.map(jnp.asarray, weights)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encoded(graphdef: Any, weights: Any, x_bhwc: jax.Array) -> jax.Array:
+    """A tokenizer's codes of pictures uint8."""
+    return functional.merge(graphdef, *weights).encode(x_bhwc.astype(jnp.float32) / 255)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decoded(graphdef: Any, weights: Any, ids_bhw: jax.Array) -> jax.Array:
+    """A tokenizer's pictures of codes."""
+    return functional.merge(graphdef, *weights).decode(ids_bhw)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def token_logps(graphdef: Any, weights: Any, ids_bt: jax.Array, given_t: jax.Array) -> jax.Array:
+    """A decoder's log-probability of each token but the first, float32 [B, T - 1]; `given` is bool [T]."""
     given_bt = jnp.broadcast_to(given_t[None, :-1], (len(ids_bt), ids_bt.shape[1] - 1))
-    logps_btv = jax.nn.log_softmax(model(ids_bt[:, :-1], given=given_bt))
+    logps_btv = jax.nn.log_softmax(functional.merge(graphdef, *weights)(ids_bt[:, :-1], given=given_bt))
     return jnp.take_along_axis(logps_btv, ids_bt[:, 1:, None], axis=-1)[..., 0]
 
 
