@@ -1,6 +1,7 @@
 """The search for the largest batch, over memories that are known in advance."""
 
 import dataclasses
+import types
 
 import pytest
 
@@ -84,9 +85,6 @@ def test_a_search_over_policies(monkeypatch, capsys):
         fields = {"batch": batch, "peak_bytes": size, "step_seconds": seconds, "examples_per_second": batch / seconds}
         return dataclasses.replace(BASE, fits=fits, recipe=" ".join(arguments), **fields), None
 
-    class Mesh:
-        shape = {"data": 1, "fsdp": 1, "tensor": 1}  # noqa: RUF012
-
     @dataclasses.dataclass(frozen=True)
     class Config(TrainConfig, Inner):
         pass
@@ -98,7 +96,7 @@ def test_a_search_over_policies(monkeypatch, capsys):
     monkeypatch.setattr(search, "REMAT", {"none": None, "full": None})
     monkeypatch.setattr(search, "configured", lambda script, arguments: (None, Config(batch=32)))
     monkeypatch.setattr(search, "devices_of", lambda topology, slices: (Chip, []))
-    monkeypatch.setattr(search, "make_mesh", lambda config, devices: Mesh)
+    monkeypatch.setattr(search, "make_mesh", lambda config, devices: types.SimpleNamespace(shape=BASE.mesh))
     tried = search.search("recipe.py", ["tiny"], "T", 2)
     assert [p.batch for p in tried if p.fits] == [32, 64, 32, 64, 128]
     assert [p.batch for p in tried if not p.fits] == [128, 72, 256, 136]
