@@ -42,6 +42,21 @@ def test_statistics_and_lists_of_blocks_come_back(tmp_path):
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_as_many_bytes_come_back_as_wide(decoder, folder, tmp_path, dtype):
+    zoo.save(decoder, tmp_path / "half", dtype)
+    sizes = [(path / "model.safetensors").stat().st_size for path in (tmp_path / "half", folder)]
+    assert sizes[0] < 0.6 * sizes[1]
+    for found, wide in zip(
+        *(jax.tree.leaves(functional.split(x)[1:]) for x in (zoo.load(tmp_path / "half"), decoder)), strict=True
+    ):
+        assert found.dtype == wide.dtype
+        np.testing.assert_array_equal(found, wide.astype(dtype).astype(wide.dtype))
+    with pytest.raises(zoo.ZooError, match="did you mean bfloat16"):
+        zoo.save(decoder, tmp_path / "other", "bfloat61")
+    assert not (tmp_path / "other").exists()
+
+
 def test_files_are_plain(folder):
     config = json.loads((folder / "config.json").read_text())
     assert config["model"] == "Decoder"
@@ -87,7 +102,7 @@ def test_config_of_another_version(folder):
 def test_truncated_weights(folder, cut):
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[:cut])
-    with pytest.raises(zoo.ZooError, match=r"model\.safetensors cannot be read"):
+    with pytest.raises(zoo.ZooError, match=r"model\.safetensors is not a safetensors file, or is damaged"):
         zoo.load(folder)
 
 

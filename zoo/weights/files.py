@@ -11,35 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from zoo.data.text import Codec, codec_from_json
 from zoo.data.tokenizer_files import load_tokenizer, tokenizer_from_gguf
 from zoo.errors import ZooError, unknown
 from zoo.models import functional
+from zoo.models.layers import DTYPES
 from zoo.weights.fields import read_json
 from zoo.weights.gguf import load_gguf
 from zoo.weights.gguf import tokenizer_from_gguf as gguf_tokenizer
 from zoo.weights.hub import fetched
 from zoo.weights.llama2c import load_llama2c
 from zoo.weights.registry import MODELS, abstract, pretrained, replace, variants
+from zoo.weights.safetensors_file import read_sources
 from zoo.weights.transformers import INDEX, WEIGHTS, load_hf
 
 
-def save(model: Any, folder: str | os.PathLike[str]) -> None:
-    """Writes a model to a folder (local or gs://): every parameter and statistic, and the config that builds it."""
+def save(model: Any, folder: str | os.PathLike[str], dtype: str = "") -> None:
+    """Writes a model to a folder (local or gs://): every parameter and statistic, and the config that builds it.
+
+    With a `dtype`, bfloat16 or float16, floats are rounded to it: half the bytes. `load` widens them again.
+    """
+    if dtype and dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
     target = epath.Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     _, params, stats = functional.split(model)
     tensors = functional.flatten({"params": params, "stats": stats})
+    narrow = lambda x: x.astype(DTYPES[dtype]) if dtype and jnp.issubdtype(x.dtype, jnp.floating) else x
     config = {"model": type(model).__name__, "config": dataclasses.asdict(model.config)}
     contents = {
-        "model.safetensors": save_tensors({name: np.asarray(jax.device_get(x)) for name, x in tensors.items()}),
+        "model.safetensors": save_tensors({name: np.asarray(narrow(jax.device_get(x))) for name, x in tensors.items()}),
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),
     }
     for name, content in contents.items():  # a reader never sees half a file
@@ -64,10 +71,7 @@ def load(source: str | os.PathLike[str], **overrides: Any) -> nnx.Module:
         return load_hf(folder, **overrides)
     config = replace(load_config(folder), overrides)
     weights = folder / WEIGHTS
-    try:
-        tensors = load_tensors(weights.read_bytes())
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ZooError(f"{weights} cannot be read ({error}); save the model again") from error
+    tensors = read_sources(weights)
     graphdef, params, stats = abstract(config)
     wanted = functional.flatten({"params": params, "stats": stats})
     problems = [f"  {name}: not in the file" for name in wanted if name not in tensors]
@@ -75,12 +79,18 @@ def load(source: str | os.PathLike[str], **overrides: Any) -> nnx.Module:
     problems += [
         f"  {name}: {tensors[name].dtype}{list(tensors[name].shape)} in the file, {x.dtype}{list(x.shape)} in the model"
         for name, x in wanted.items()
-        if name in tensors and (tensors[name].shape != x.shape or tensors[name].dtype != x.dtype)
+        if name in tensors and not (tensors[name].shape == x.shape and widens(tensors[name].dtype, x.dtype))
     ]
     if problems:
         raise ZooError(f"{weights} does not fit the model of its config.json:\n" + "\n".join(problems))
-    tree = functional.unflatten({name: jax.numpy.asarray(tensors[name]) for name in wanted})
+    tree = functional.unflatten({name: jnp.asarray(tensors[name].read().astype(x.dtype)) for name, x in wanted.items()})
     return functional.merge(graphdef, tree.get("params", {}), tree.get("stats", {}))
+
+
+def widens(narrow: Any, wide: Any) -> bool:
+    """Whether all numbers of one dtype are numbers of the other: the same, or a float of fewer bits."""
+    floats = jnp.issubdtype(narrow, jnp.floating) and jnp.issubdtype(wide, jnp.floating)
+    return narrow == wide or (floats and narrow.itemsize < wide.itemsize)
 
 
 def part_of(source: str | os.PathLike[str], name: str) -> epath.Path:
