@@ -7,6 +7,7 @@ The same on any text: --data text:PATH, a file or a folder of .txt and .md files
 import functools
 import json
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,15 @@ from zoo.errors import unknown
 from zoo.generate.text import sample_tokens, text_picture
 from zoo.metrics.text import bits_per_byte
 from zoo.models import decoder, functional
+from zoo.models.attention import Implementation
+from zoo.models.layers import Policy
 from zoo.objectives.losses import chunked_next_token_loss, next_token_loss
 from zoo.objectives.optim import OptimConfig, make_optimizer, make_schedule
 from zoo.objectives.update import Aux, gradient_update
 from zoo.train.config import TrainConfig
 from zoo.train.fit import fit
 from zoo.train.launch import launch
-from zoo.train.mesh import gather, make_mesh, replicated
+from zoo.train.mesh import MeshConfig, gather, make_mesh, replicated
 from zoo.train.run import Run
 from zoo.train.state import evaluated, make_evaluate
 from zoo.weights.registry import config_of
@@ -36,13 +39,19 @@ class Config(TrainConfig):
     """Architecture: gpt-modern-s, gpt-nano, gpt-mini, gpt2 ... (`zoo list`)."""
     context: int = 128
     """Tokens that a prediction can look back on."""
+    attention: Implementation = "auto"
+    """xla; splash, on TPU; cudnn, on NVIDIA GPUs; auto is splash where it can be, or xla."""
+    loop: Literal["", "scan", "unroll"] = ""
+    """The loop over layers: scanned compiles faster, unrolled runs faster; by default what the architecture says."""
+    remat: Policy = "none"
+    """What the backward pass computes again to save memory: nothing, all, or all but matrix products."""
     sample_tokens: int = 320
     """Length of the samples that are shown as it learns."""
     data: TextConfig = field(default_factory=TextConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
-LARGE = 8192  # tokens of a vocabulary whose logits are better not all held at once
+LARGE = 8192  # tokens of a vocabulary whose logits are better not all held at once, in float32
 MUON = OptimConfig(name="muon", lr=0.03, adam_lr=2e-2, momentum=0.95, schedule="linear", warmup=0.0)
 PYDOC = Config(steps=500, batch=16, eval_every=100, save_every=100, optim=MUON)
 # To 1.88 nats per held-out character as soon as two CPU cores can; and as far as nanoGPT's time goes.
@@ -57,7 +66,30 @@ WORLD = replace(
     sample_tokens=60,
     data=TextConfig("dialogues", codec="bpe", vocab_size=512),
 )
+# GPT-2 as it was published, and Llama 3.2 1B's architecture, on text of your own: a folder data/text of .txt files, and
+# the tokenizer's files in data/gpt2 or data/llama3. Sizes are for one v5e, and for eight.
+GPT2 = Config(
+    model="gpt2",
+    context=1024,
+    loop="unroll",
+    batch=16,
+    steps=100_000,
+    eval_every=1000,
+    save_every=1000,
+    data=TextConfig("text:data/text", tokenizer="data/gpt2", holdout=0.005),
+    optim=OptimConfig(lr=6e-4, b2=0.95, weight_decay=0.1, warmup=0.02, clip=1.0),
+)
+LLAMA = replace(
+    GPT2,
+    model="llama3.2-1b",
+    context=2048,
+    batch=32,
+    mesh=MeshConfig(data=1, fsdp=-1),
+    data=replace(GPT2.data, tokenizer="data/llama3"),
+    optim=replace(GPT2.optim, lr=3e-4),
+)
 PRESETS = {"pydoc": PYDOC, "dialogues": WORLD, "shakespeare": SHAKESPEARE, "shakespeare-long": LONG}
+PRESETS |= {"gpt2": GPT2, "llama3.2-1b": LLAMA}
 
 
 def main(config: Config, run: Run) -> None:
@@ -69,7 +101,9 @@ def main(config: Config, run: Run) -> None:
     # Model
     if config.model not in decoder.VARIANTS:
         raise unknown("decoder", config.model, decoder.VARIANTS)
-    model_config = config_of(config.model, vocab_size=vocab, context=config.context)
+    loop = {"loop": config.loop} if config.loop else {}
+    how = {"attention": config.attention, "remat": config.remat} | loop
+    model_config = config_of(config.model, vocab_size=vocab, context=config.context, **how)
     build = functools.partial(decoder.Decoder, model_config)
     graphdef, params, _ = functional.abstract(build)
     run.say(f"{config.model}: {functional.count(params):,} parameters")
@@ -79,7 +113,9 @@ def main(config: Config, run: Run) -> None:
         hidden = model.hidden(tokens[:, :-1], **options)
         if vocab < LARGE:
             return next_token_loss(model.logits(hidden), tokens)
-        return chunked_next_token_loss(hidden, model.logits, tokens)
+        if hidden.dtype == jnp.float32:
+            return chunked_next_token_loss(hidden, model.logits, tokens)
+        return next_token_loss(model.logits(hidden, dtype=hidden.dtype), tokens)
 
     def loss(params, stats, batch, key):
         losses = nats_of_each(functional.merge(graphdef, params, stats), batch["tokens"], train=True, key=key)

@@ -4,7 +4,7 @@ import contextlib
 import importlib.machinery
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from tpu.chips import as_on_tpu
 from tpu.kernels import Kernel, subjaxprs, tally
 from zoo.data.images import Images
+from zoo.data.text import Bytes, Text, TextConfig
 from zoo.errors import ZooError
 from zoo.train.config import TrainConfig
 from zoo.train.launch import parse
@@ -25,6 +26,8 @@ from zoo.train.state import State, abstract_state, make_init, make_step
 
 # Images that a plan needs the shape of, and not the pixels: (height, width, channels, classes, training images)
 KNOWN = {"tfds:cifar10": (32, 32, 3, 10, 50_000)}
+# Tokenizers that a plan needs the size of, and not the words
+SIZES = {"data/gpt2": 50257, "data/llama3": 128256}
 AGAIN = {"checkpoint", "remat", "remat2"}  # what jaxprs of one version of jax or another call `jax.checkpoint`
 
 
@@ -59,9 +62,9 @@ def capture(script: Path, arguments: list[str], devices: list[Any]) -> Step:
     recipe, config = configured(script, arguments)
     recipe.fit = take
     recipe.make_mesh = lambda sizes: make_mesh(sizes, devices)
-    if hasattr(recipe, "load_images"):
-        read = recipe.load_images
-        recipe.load_images = lambda source: stand_in(source) or read(source)
+    for name, instead in (("load_images", images_instead), ("load_text", text_instead)):
+        if hasattr(recipe, name):
+            setattr(recipe, name, either(instead, getattr(recipe, name)))
     try:
         with as_on_tpu():
             recipe.main(config, Run(config, "plan"))
@@ -91,7 +94,22 @@ def load_script(path: Path) -> Any:
     return module
 
 
-def stand_in(config: Any) -> tuple[Images, Images] | None:
+def either(instead: Callable[[Any], Any], read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Data that stands in where there is some, or what is read."""
+    return lambda config: instead(config) or read(config)
+
+
+def text_instead(config: TextConfig) -> Text | None:
+    """Tokens without a text, of a tokenizer whose size is known; None for others, which are read."""
+    if config.tokenizer not in SIZES:
+        return None
+    codec = Bytes()
+    codec.vocab_size = SIZES[config.tokenizer]
+    tokens = np.broadcast_to(np.zeros((), np.min_scalar_type(codec.vocab_size - 1)), 2**20)
+    return Text(tokens, tokens, codec, bytes_per_token=4.0, name="planned")
+
+
+def images_instead(config: Any) -> tuple[Images, Images] | None:
     """Images without pixels, of a data set whose shape is known; None for others, which are read."""
     if config.source not in KNOWN:
         return None

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from zoo.models.attention import Seen, attend, cudnn, splash
+from zoo.models import attention
+from zoo.models.attention import Seen, attend, attend_causally, cudnn, splash
 
 B, H, G, T, K, WINDOW = 2, 4, 2, 20, 8, 6
 DOCUMENTS = np.array([[1] * 7 + [2] * 13, [1] * 20], np.int32)
@@ -70,6 +71,17 @@ def test_splash_equals_xla(case, plain):
     window, documents = CASES[case]
     run = functools.partial(splash, window=window, documents_bt=documents, interpret=True)
     assert_equal(jax.jit(functools.partial(value_and_grads, run))(*arrays()), plain(case), 1e-4)
+
+
+@pytest.mark.parametrize("case", ["causal", "both"])
+def test_blocks_of_queries_change_nothing(case, plain, monkeypatch):
+    """Of 8, 8 and 4 queries."""
+    monkeypatch.setattr(attention, "BLOCK", 8)
+    window, documents = CASES[case]
+    at = jnp.arange(T)[None]
+    seen = Seen(at, at, window, *(() if documents is None else (jnp.asarray(documents),) * 2))
+    run = lambda q, k, v: attend_causally(q, k, v, seen, "auto")  # on a CPU that is xla
+    assert_equal(jax.jit(functools.partial(value_and_grads, run))(*arrays()), plain(case), 1e-5)
 
 
 def test_splash_runs_on_the_shards_of_a_mesh(plain):

@@ -42,6 +42,21 @@ def test_next_token_loss_pairs_position_with_the_following_token():
     np.testing.assert_allclose(next_token_loss(logits, tokens), np.zeros((1, 2)), atol=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)])
+def test_its_own_gradient_is_that_of_cross_entropy(dtype, tolerance):
+    """The last token of a padded vocabulary, of which the logit is the least float, gets none."""
+    logits = (3 * jax.random.normal(jax.random.key(0), (2, 3, 7))).astype(dtype).at[..., -1].set(jnp.finfo(dtype).min)
+    tokens, weights = jnp.array([[0, 1, 2, 5], [4, 4, 0, 3]]), jnp.array([[1.0, 0.0, 2.0], [0.5, 1.0, 1.0]])
+    ours = lambda x: jnp.sum(next_token_loss(x, tokens) * weights)
+    plain = lambda x: jnp.sum(cross_entropy(x, tokens[:, 1:]) * weights)
+    found, gradient = jax.value_and_grad(ours)(logits)
+    expected, wanted = jax.value_and_grad(plain)(logits.astype(jnp.float32))
+    assert gradient.dtype == dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient.astype(jnp.float32), wanted, atol=tolerance)
+    assert not gradient[..., -1].any()
+
+
 def test_l2_penalty_leaves_vectors_out():
     params = {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full((3,), 7.0)}
     np.testing.assert_allclose(l2_penalty(params, 0.1), 0.5 * 0.1 * 24)

@@ -15,9 +15,11 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.models.layers import dropout
 
-Implementation = Literal["xla", "splash", "cudnn"]
+Implementation = Literal["auto", "xla", "splash", "cudnn"]
 SPLASH_LANES = 128  # the kernel's blocks are multiples of this
 SPLASH_BLOCK = 512
+BLOCK = 256  # queries that are taken at once, so that keys which none of them may see cost nothing
+LONG = 256  # tokens from which on a kernel is faster than scores that are kept
 
 
 class Seen(NamedTuple):
@@ -95,6 +97,25 @@ def attend(
     # Dividing here and not before is one pass less over the scores.
     o_bgtk = jnp.einsum("bgts,bgsk->bgtk", dropped_bgts, v_bgsk, preferred_element_type=jnp.float32) / total
     return o_bgtk.reshape(b, h, t, k).astype(v_bgsk.dtype), (e_bgts / total).reshape(b, h, t, s)
+
+
+def attend_causally(
+    q_bhtk: jax.Array, k_bgsk: jax.Array, v_bgsk: jax.Array, seen: Seen, implementation: Implementation
+) -> jax.Array:
+    """The values of `attend` for self-attention in which no query sees a later key, by one of the implementations."""
+    length = q_bhtk.shape[2]
+    if implementation == "auto":
+        implementation = "splash" if length >= LONG and jax.default_backend() == "tpu" else "xla"
+    if implementation == "splash":
+        return splash(q_bhtk, k_bgsk, v_bgsk, seen.window, seen.query_documents)
+    if implementation == "cudnn":
+        return cudnn(q_bhtk, k_bgsk, v_bgsk, seen.window, seen.query_documents)
+    mask_bts, ends = seen.mask(), [*range(BLOCK, length, BLOCK), length]
+    parts = [
+        attend(q_bhtk[:, :, i:j], k_bgsk[:, :, :j], v_bgsk[:, :, :j], mask_bts[:, i:j, :j])[0]
+        for i, j in zip([0, *ends], ends, strict=False)
+    ]
+    return jnp.concatenate(parts, axis=2)
 
 
 def splash(

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError, unknown
-from zoo.models.attention import Cache, Implementation, Seen, attend, cudnn, splash
+from zoo.models.attention import Cache, Implementation, Seen, attend, attend_causally
 from zoo.models.layers import DTYPES, REMAT, constrain, dropout, layer_norm, remat, resolve_dtype, rms_norm, unstack
 from zoo.models.positions import grid_cells, rotary_frequencies, rotary_turns, rotate, sinusoids
 from zoo.models.projections import outputs_first, project, project_few
@@ -95,8 +95,8 @@ class DecoderConfig:
     """Start of the two projections into the residual stream: normal, 0.02 / sqrt(2 layers), or zero."""
     dtype: str = "auto"
     """Compute dtype; auto is bfloat16 on TPU and GPU, float32 on CPU."""
-    attention: Implementation = "xla"
-    """xla anywhere; splash, a Pallas kernel, on TPU; cudnn on NVIDIA GPUs."""
+    attention: Implementation = "auto"
+    """xla anywhere; splash, a Pallas kernel, on TPU; cudnn on NVIDIA GPUs; auto is splash where it can be, or xla."""
     loop: Literal["scan", "unroll"] = "scan"
     """The loop over layers: scanned compiles faster, unrolled runs faster."""
     prefix: bool = False
@@ -195,21 +195,21 @@ class Decoder(nnx.Module):
         """What `logits` is applied to: the final hidden states [B, T, D], normed, in the compute dtype."""
         return self._trunk(tokens_bt, train, key, positions, documents, given)[0]
 
-    def logits(self, h_btd: jax.Array, few: bool = False) -> jax.Array:
-        """Logits float32 [B, T, vocab] of final hidden states [B, T, D]; any part of them may be given.
+    def logits(self, h_btd: jax.Array, few: bool = False, dtype: Any = jnp.float32) -> jax.Array:
+        """Logits [B, T, vocab] of final hidden states [B, T, D]; any part of them may be given.
 
         Those of a padded vocabulary's padding are the least float. `few` is faster for few rows on a CPU.
         """
         c = self.config
         table_vd = (self.token_embed if c.tied else self.head)[...]
         product = project_few if few else project
-        logits_btv = product("btd,vd->btv", h_btd, table_vd, None, jnp.float32)
+        logits_btv = product("btd,vd->btv", h_btd, table_vd, None, dtype)
         if c.softcap:
             logits_btv = c.softcap * jnp.tanh(logits_btv / c.softcap)
         if len(table_vd) == c.vocab_size:
             return logits_btv
         known = jnp.arange(len(table_vd)) < c.vocab_size
-        return jnp.where(known[None, None], logits_btv, jnp.finfo(jnp.float32).min)
+        return jnp.where(known[None, None], logits_btv, jnp.finfo(dtype).min)
 
     def prefill(self, tokens_bt: jax.Array, start_b: jax.Array, slots: int) -> tuple[jax.Array, Cache]:
         """Reads prompts that are padded on the left: token i of row b counts from i = `start_b[b]` on.
@@ -322,10 +322,8 @@ class Decoder(nnx.Module):
 
         def mix(q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Features]:
             out = {"k": k, "v": v}
-            if c.attention == "splash" and "attention" not in wanted:
-                return splash(q, k, v, c.window, documents_bt), out
-            if c.attention == "cudnn" and "attention" not in wanted:
-                return cudnn(q, k, v, c.window, documents_bt), out
+            if not (c.dropout or c.prefix or "attention" in wanted):
+                return attend_causally(q, k, v, seen, c.attention), out
             o_bhtk, weights_bhts = attend(q, k, v, seen.mask(), c.dropout, key)
             return o_bhtk, out | {"attention": weights_bhts}
 
@@ -408,7 +406,7 @@ def check_config(c: DecoderConfig) -> None:
         ("activation", tuple(ACTIVATIONS)),
         ("residual_init", ("scaled", "zero")),
         ("loop", ("scan", "unroll")),
-        ("attention", ("xla", "splash", "cudnn")),
+        ("attention", ("auto", "xla", "splash", "cudnn")),
         ("remat", tuple(REMAT)),
         ("dtype", ("auto", *DTYPES)),
     ):
@@ -418,9 +416,9 @@ def check_config(c: DecoderConfig) -> None:
         raise ZooError(f"d_model {c.d_model} does not divide by heads {c.heads}; change one, or set head_size")
     if c.heads % g:
         raise ZooError(f"heads {c.heads} does not divide by kv_heads {g}; change one")
-    if c.attention != "xla" and c.dropout:
+    if c.attention in ("splash", "cudnn") and c.dropout:
         raise ZooError(f"attention {c.attention} has no dropout; set dropout to 0 or attention to xla")
-    if c.prefix and (c.attention != "xla" or c.window):
+    if c.prefix and (c.attention in ("splash", "cudnn") or c.window):
         raise ZooError("a prefix language model has attention xla and no window; change those, or prefix to false")
     if c.positions == "rotary" and k % 2:
         raise ZooError(f"rotary positions turn pairs, and head size {k} is odd; make it even")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from zoo.errors import unknown
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
+Policy = Literal["none", "full", "dots", "dots_no_batch"]
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,

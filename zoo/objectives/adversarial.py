@@ -205,18 +205,22 @@ def adversarial_update(
         rows, few = len(fake), lambda x: x[:: config.penalty_rows]  # strided: some of the rows of every device
         real, fake, batch = few(signed(batch["image"])), few(fake), jax.tree.map(few, batch)
 
-        def logits_of(images: jax.Array) -> jax.Array:
+        def logits_of(batch: Any, images: jax.Array) -> jax.Array:
             return judge(params | {"discriminator": discriminator}, stats, images, batch, keys[0])[0]
 
-        total, sums = jnp.zeros(()), {}
-        for name, weight in config.penalties.items():
-            if name == "gp":
-                losses = one_centred_penalty(logits_of, real, fake, keys[1])
-            else:
-                losses = zero_centred_penalty(logits_of, real if name == "r1" else fake)
-            sums[name] = jnp.mean(losses) * rows
-            total += weight * config.penalty_every * sums[name]
-        return total, sums
+        losses = {}
+        if "gp" in config.penalties:
+            losses["gp"] = one_centred_penalty(functools.partial(logits_of, batch), real, fake, keys[1])
+        images = {name: x for name, x in (("r1", real), ("r2", fake)) if name in config.penalties}
+        if images:
+            # All in one pass, which has half as many and larger convolutions; every device keeps its own rows.
+            together = jnp.stack(list(images.values()), axis=1).reshape(-1, *real.shape[1:])
+            told = jax.tree.map(lambda x: jnp.repeat(x, len(images), axis=0), batch)
+            found = zero_centred_penalty(functools.partial(logits_of, told), together)
+            losses |= dict(zip(images, found.reshape(-1, len(images)).T, strict=True))
+        sums = {name: jnp.mean(each) * rows for name, each in losses.items()}
+        total = sum(weight * config.penalty_every * sums[name] for name, weight in config.penalties.items())
+        return jnp.asarray(total), sums
 
     def discriminator_gradients(due: jax.Array, params: Any, stats: Any, batch: Any, key: jax.Array) -> Any:
         for_fake, judge_real, judge_fake, for_penalty = jax.random.split(key, 4)

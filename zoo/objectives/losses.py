@@ -29,9 +29,41 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 def next_token_loss(logits_btv: jax.Array, tokens_bt: jax.Array) -> jax.Array:
     """Nats of each token but the first, given those before it: logits [B, T, V] of tokens [B, T + 1], float32 [B, T].
 
-    The inputs of the model are `tokens[:, :-1]`: slicing logits by one row instead costs a copy on TPU.
+    The inputs of the model are `tokens[:, :-1]`: slicing logits by one row instead costs a copy on TPU. Logits may be
+    bfloat16: what the gradient needs of them is kept as they are, and their gradient is of their dtype.
     """
-    return cross_entropy(logits_btv, tokens_bt[:, 1:])
+    return label_nats(logits_btv, tokens_bt[:, 1:])
+
+
+@jax.custom_vjp
+def label_nats(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`cross_entropy` of int labels, of which a gradient keeps the logits and the log of their sum, and no float32.
+
+    For a large vocabulary: the logit of a label is a sum over the vocabulary, and not gathered from it, so that it is
+    found in the same pass, also where a mesh splits the vocabulary.
+    """
+    return _label_nats_forward(logits, labels)[0]
+
+
+def _label_nats_forward(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    wide = logits.astype(jnp.float32)
+    normalizer = jax.nn.logsumexp(wide, axis=-1)
+    target = jnp.sum(jnp.where(_is_label(logits, labels), wide, 0.0), axis=-1)
+    return normalizer - target, (logits, labels, normalizer)
+
+
+def _label_nats_backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, None]:
+    logits, labels, normalizer = kept
+    shares = jnp.exp(logits.astype(jnp.float32) - normalizer[..., None])
+    gradients = jnp.where(_is_label(logits, labels), shares - 1, shares) * gradient[..., None]
+    return gradients.astype(logits.dtype), None
+
+
+def _is_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
+
+
+label_nats.defvjp(_label_nats_forward, _label_nats_backward)
 
 
 def chunked_next_token_loss(
