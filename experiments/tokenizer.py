@@ -49,7 +49,12 @@ COLAB = {"steps": 50_000, "batch": 256, "steps_per_dispatch": 10, "ema": 0.999, 
 CIFAR10 = replace(FASHION, model=VARIANTS["tokenizer-32"], data=ImageConfig("tfds:cifar10"), **COLAB)
 MUON = OptimConfig(name="muon", lr=0.02, adam_lr=3e-3, momentum=0.95, schedule="linear", warmup=0.02)
 SCENES = replace(
-    FASHION, model=VARIANTS["tokenizer-scenes"], data=ImageConfig("scenes", size=64), ema=0.995, optim=MUON
+    FASHION,
+    steps=12_000,
+    model=VARIANTS["tokenizer-scenes"],
+    data=ImageConfig("scenes", size=64),
+    ema=0.995,
+    optim=MUON,
 )
 PRESETS = {"digits": DIGITS, "fashion": FASHION, "cifar10": CIFAR10, "scenes": SCENES}
 

@@ -6,7 +6,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError
-from zoo.models.layers import constrain, dropout, remat, resolve_dtype
+from zoo.models.layers import constrain, dropout, layer_norm, remat, resolve_dtype
+from zoo.models.projections import project
 
 
 def test_dropout_keeps_the_mean_and_is_off_without_a_key():
@@ -51,3 +52,33 @@ def test_constrain_lays_out_under_a_mesh_and_does_nothing_without():
         assert layout((6, 4, 3)).shard_shape((6, 4, 3)) == (6, 2, 3)  # 6 does not divide by 4
         x = jnp.ones((8, 2, 3))
         assert constrain(x, P("data", None, None)) is x  # not under jit
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_of_a_bias_is_the_sum_over_rows(dtype):
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3)).astype(dtype)
+    weight, bias = jnp.ones((3, 4, 2), dtype), jnp.zeros((4, 2))
+    scale = jnp.arange(2 * 4 * 5 * 2, dtype=jnp.float32).reshape(2, 4, 5, 2) % 7  # whole numbers: exact in bfloat16
+
+    def total(bias):
+        return jnp.sum(project("btd,dhk->bhtk", x, weight, bias).astype(jnp.float32) * scale)
+
+    np.testing.assert_array_equal(jax.grad(total)(bias), scale.sum((0, 2)))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_layer_norms_gradient_is_that_of_its_formula(biased):
+    rng = np.random.default_rng(0)
+    x, weight = (jnp.asarray(rng.normal(3, 2, (2, 5, 8)), jnp.float32) for _ in range(2))
+    scale, bias = (jnp.asarray(rng.standard_normal(8), jnp.float32) for _ in range(2))
+
+    def formula(x, scale, bias):
+        y = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * scale[None, None]
+        return jnp.sum((y if bias is None else y + bias[None, None]) * weight)
+
+    given = (x, scale, bias if biased else None)
+    both = [formula, lambda *given: jnp.sum(layer_norm(*given, 1e-5) * weight)]
+    expected, found = (jax.value_and_grad(fn, argnums=(0, 1, 2)[: 2 + biased])(*given) for fn in both)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    half = jax.grad(lambda x: jnp.sum(layer_norm(x, *given[1:], 1e-5)).astype(jnp.float32))(x.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tpu.kernels import tally
-from zoo.models.attention import SPLASH_BLOCK, splash
+from zoo.models.attention import SPLASH_BLOCK, SPLASH_WIDE, splash
 from zoo.train.flops import count_flops
 from zoo.train.mesh import MeshConfig, make_mesh
 
@@ -21,11 +21,11 @@ def attention(rows, heads, length, size, window=0, dtype=jnp.bfloat16):
     return lambda q, k, v: splash(q, k, v, window), (x, x, x)
 
 
-def visited(length, window=0):
+def visited(length, window=0, keys=BLOCK):
     """Blocks of a causal mask with something to see in them, and those with nothing hidden, by its definition."""
     query, key = np.arange(length)[:, None], np.arange(length)[None]
     seen = (key <= query) & (query - key < (window or length))
-    blocks = seen.reshape(length // BLOCK, BLOCK, length // BLOCK, BLOCK)
+    blocks = seen.reshape(length // BLOCK, BLOCK, length // keys, keys)
     return int(blocks.any((1, 3)).sum()), int(blocks.all((1, 3)).sum()), float(seen.mean())
 
 
@@ -54,7 +54,8 @@ def test_a_gradient_needs_twice_the_forward():
     grad = jax.grad(lambda *x: call(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))
     closed = jax.make_jaxpr(grad)(*shapes)
     forward, backward = tally(closed).kernels
-    assert backward.flops == forward.flops * 5 // 2  # scores again, and four products
+    wide = SPLASH_WIDE // BLOCK * visited(length, keys=SPLASH_WIDE)[0] / visited(length)[0]
+    assert backward.flops == forward.flops * wide * 5 / 2  # scores again, and four products
     square = 3 * 2 * (2 * 2 * 2 * length * length * size)
     between = 2 * (2 * 2 * length * size)  # each row of the result times its gradient
     assert tally(closed).needed == pytest.approx(square * visited(length)[2] + between, rel=1e-3)

