@@ -67,7 +67,7 @@ def test_many_chips_exchange_gradients():
 @needs_libtpu
 def test_kernels_are_in_the_plan(capsys):
     made, found = plan.plan(Path(TINY), ["splash"], "v5e:1x1")
-    # By hand: 2 layers, 2 rows, 2 heads; forward 2 products over a head of 64 in 3 of 4 blocks of 512, backward 5 in all
+    # By hand: 2 layers, rows and heads; forward 2 products over a head of 64 in 3 of 4 blocks of 512, backward 5 in all
     product = 2 * 512 * 512 * 64
     forward, backward = (made.kernels[name] for name in sorted(made.kernels, reverse=True))
     assert (forward["count"], forward["flops"]) == (2, 2 * 2 * 2 * 3 * 2 * product)
