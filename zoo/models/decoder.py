@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError, unknown
 from zoo.models.attention import Cache, Implementation, Seen, attend, attend_causally
-from zoo.models.layers import DTYPES, REMAT, constrain, dropout, layer_norm, remat, resolve_dtype, rms_norm, unstack
+from zoo.models.layers import DTYPES, Policy, constrain, dropout, layer_norm, remat, resolve_dtype, rms_norm, unstack
 from zoo.models.positions import grid_cells, rotary_frequencies, rotary_turns, rotate, sinusoids
 from zoo.models.projections import outputs_first, project, project_few
 
@@ -101,7 +101,7 @@ class DecoderConfig:
     """The loop over layers: scanned compiles faster, unrolled runs faster."""
     prefix: bool = False
     """What is given to a sequence is seen in both directions: a prefix language model (Raffel et al. 2020)."""
-    remat: str = "none"
+    remat: Policy = "none"
     """What the backward pass computes again: none, full, dots or dots_no_batch."""
 
 
@@ -196,7 +196,7 @@ class Decoder(nnx.Module):
         return self._trunk(tokens_bt, train, key, positions, documents, given)[0]
 
     def logits(self, h_btd: jax.Array, few: bool = False, dtype: Any = jnp.float32) -> jax.Array:
-        """Logits [B, T, vocab] of final hidden states [B, T, D]; any part of them may be given.
+        """Logits [B, T, vocab] of `dtype`, of final hidden states [B, T, D]; any part of them may be given.
 
         Those of a padded vocabulary's padding are the least float. `few` is faster for few rows on a CPU.
         """
@@ -408,8 +408,8 @@ def check_config(c: DecoderConfig) -> None:
         ("activation", tuple(ACTIVATIONS)),
         ("residual_init", ("scaled", "zero")),
         ("loop", ("scan", "unroll")),
-        ("attention", ("auto", "xla", "splash", "cudnn")),
-        ("remat", tuple(REMAT)),
+        ("attention", get_args(Implementation)),
+        ("remat", get_args(Policy)),
         ("dtype", ("auto", *DTYPES)),
     ):
         if getattr(c, kind) not in known:
@@ -418,9 +418,10 @@ def check_config(c: DecoderConfig) -> None:
         raise ZooError(f"d_model {c.d_model} does not divide by heads {c.heads}; change one, or set head_size")
     if c.heads % g:
         raise ZooError(f"heads {c.heads} does not divide by kv_heads {g}; change one")
-    if c.attention in ("splash", "cudnn") and c.dropout:
+    kernel = c.attention in ("splash", "cudnn")
+    if kernel and c.dropout:
         raise ZooError(f"attention {c.attention} has no dropout; set dropout to 0 or attention to xla")
-    if c.prefix and (c.attention in ("splash", "cudnn") or c.window):
+    if c.prefix and (kernel or c.window):
         raise ZooError("a prefix language model has attention xla and no window; change those, or prefix to false")
     if c.positions == "rotary" and k % 2:
         raise ZooError(f"rotary positions turn pairs, and head size {k} is odd; make it even")

@@ -14,7 +14,7 @@ from zoo.errors import unknown
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 Policy = Literal["none", "full", "dots", "dots_no_batch"]
-REMAT = {
+REMAT: dict[Policy, Any] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
@@ -62,9 +62,8 @@ def _layer_norm_backward(eps: float, kept: Any, gradient: jax.Array) -> tuple[ja
     inner = gradient * _along_last(scale, x)
     average = lambda y: jnp.mean(y, axis=-1, keepdims=True)
     dx = rate * (inner - average(inner) - normed * average(inner * normed))
-    rows = tuple(range(x.ndim - 1))
-    sums = [jnp.sum(part, axis=rows).reshape(scale.shape) for part in (gradient * normed, gradient)]
-    return dx.astype(x.dtype), sums[0], None if bias is None else sums[1]
+    summed = lambda y: jnp.sum(y, axis=tuple(range(y.ndim - 1)))
+    return dx.astype(x.dtype), summed(gradient * normed), None if bias is None else summed(gradient)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
