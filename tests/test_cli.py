@@ -2,6 +2,7 @@ import io
 import json
 
 import pytest
+from PIL import Image
 
 import zoo
 from zoo.cli import main
@@ -83,3 +84,15 @@ def test_a_classifier_does_not_write(tmp_path, capsys):
         main(["sample", str(tmp_path)])
     assert stop.value.code == 2
     assert "ResNet" in capsys.readouterr().err
+
+
+def test_a_generator_of_images_makes_pictures(tmp_path, capsys):
+    zoo.save(zoo.create("gan-residual-xs", image_size=8, channels=1, width=4, latent=4), tmp_path)
+    main(["sample", str(tmp_path), "--n", "3", "--out", str(tmp_path / "found.png")])
+    assert capsys.readouterr().out == f"{tmp_path / 'found.png'}\n"
+    with Image.open(tmp_path / "found.png") as picture:
+        assert picture.size == (3 * 66 + 2, 66 + 2)
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", str(tmp_path), "--out", str(tmp_path / "found.txt")])
+    assert stop.value.code == 2
+    assert "ends in .png" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from zoo.train.run import Run
 from zoo.train.state import State, abstract_state, make_init, make_step
 
 # Images that a plan needs the shape of, and not the pixels: (height, width, channels, classes, training images)
-KNOWN = {"tfds:cifar10": (32, 32, 3, 10, 50_000)}
+KNOWN = {"tfds:cifar10": (32, 32, 3, 10, 50_000), "tfds:imagenet2012": (224, 224, 3, 1000, 1_281_167)}
 # Tokenizers that a plan needs the size of, and not the words
 SIZES = {"data/gpt2": 50257, "data/llama3": 128256}
 AGAIN = {"checkpoint", "remat", "remat2"}  # what jaxprs of one version of jax or another call `jax.checkpoint`

@@ -1,5 +1,6 @@
 """The `zoo` command: its words and their flags. Thin: it parses, calls the library and prints."""
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,30 +42,39 @@ class List:
 
 @dataclass(frozen=True)
 class Sample:
-    """Let a trained decoder write."""
+    """Let a trained decoder write, or a GAN or VAE make pictures."""
 
     source: tyro.conf.Positional[str]
-    """Run folder, folder of zoo.save or of the transformers library, .gguf file, or .bin file of llama2.c."""
+    """Name (`zoo list`), run folder, folder of zoo.save or of the transformers library, .gguf file, or .bin file of
+    llama2.c."""
     prompt: str = "\n"
     """What it continues."""
     length: int = 400
     """Tokens to write, at most. What does not fit the context goes on from its last half."""
-    n: int = 1
-    """Texts to write."""
+    n: int | None = None
+    """Texts to write, 1 if not given; or pictures, 64."""
     stop: tuple[str, ...] = ()
     """Strings that end a text."""
     seed: int = 0
     """Fixes the choice."""
     tokenizer: str = ""
     """Tokenizer file or folder, where the weights come without one."""
+    out: Path = Path("samples.png")
+    """File of the pictures."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = WARM
 
     def run(self) -> None:
         from zoo.generate.decode import Generator
+        from zoo.models.gan import GAN
+        from zoo.models.vae import VAE
 
-        generator = Generator(*_decoder(self.source, self.tokenizer))
+        model = _model(self.source)
+        if isinstance(model, GAN | VAE):
+            self.draw(model)
+            return
+        generator = Generator(*_writer(model, self.source, self.tokenizer))
         options: dict[str, Any] = {"sampling": self.sampling, "stop": self.stop, "seed": self.seed, "shift": True}
-        if self.n == 1:
+        if self.n in (None, 1):
             _say(self.prompt)
             for piece in generator.stream(self.prompt, self.length, **options):
                 _say(piece)
@@ -73,6 +83,20 @@ class Sample:
         (texts,) = generator.complete([self.prompt], self.length, n=self.n, **options)
         for i, completion in enumerate(texts):
             _say(f"--- {i + 1} of {self.n}, ended by {completion.reason}\n{self.prompt}{completion.text}\n")
+
+    def draw(self, model: Any) -> None:
+        """The pictures, eight or so a row, those of few pixels enlarged."""
+        from PIL import Image
+
+        from zoo.generate.latents import sample_pictures
+        from zoo.generate.pictures import picture_grid
+        from zoo.tour import check_file
+
+        check_file(self.out)
+        pictures = sample_pictures(model, 64 if self.n is None else self.n, self.seed)
+        columns = min(len(pictures), max(8, math.isqrt(len(pictures))))
+        Image.fromarray(picture_grid(pictures, columns, max(1, 64 // pictures.shape[1]))).save(self.out)
+        _say(f"{self.out}\n")
 
 
 @dataclass(frozen=True)
@@ -94,7 +118,7 @@ class Chat:
     def run(self) -> None:
         from zoo.generate.chat import Chat as Talk
 
-        talk = Talk(*_decoder(self.source, self.tokenizer), self.system, self.length)
+        talk = Talk(*_writer(_model(self.source), self.source, self.tokenizer), self.system, self.length)
         asking = sys.stdin.isatty()
         while True:
             if asking:
@@ -187,13 +211,19 @@ class Doctor:
         sys.exit(main())
 
 
-def _decoder(source: str, tokenizer: str) -> tuple[Any, Any]:
-    from zoo.models.decoder import Decoder
+def _model(source: str) -> Any:
     from zoo.train.launch import start_jax
-    from zoo.weights.files import load, load_codec
+    from zoo.weights.files import load
 
     start_jax()
-    model = load(source)
+    return load(source)
+
+
+def _writer(model: Any, source: str, tokenizer: str) -> tuple[Any, Any]:
+    """A decoder with its codec."""
+    from zoo.models.decoder import Decoder
+    from zoo.weights.files import load_codec
+
     if not isinstance(model, Decoder):
         raise ZooError(f"{source} holds a {type(model).__name__}, which does not write; give a decoder's run")
     return model, load_codec(tokenizer or source)

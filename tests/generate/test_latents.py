@@ -7,6 +7,7 @@ from flax import nnx
 from zoo.errors import ZooError
 from zoo.generate import latents
 from zoo.models.gan import GAN, GANConfig
+from zoo.models.vae import VAE, VAEConfig
 
 TOLD = GAN(GANConfig("dcgan", image_size=8, channels=1, latent=6, width=4, classes=3, embed=2), nnx.Rngs(0))
 PLAIN = GAN(GANConfig("dcgan", image_size=8, channels=1, latent=6, width=4), nnx.Rngs(0))
@@ -61,3 +62,17 @@ def test_errors():
         latents.interpolate(PLAIN, 1, 1)
     with pytest.raises(ZooError, match="the condition is none"):
         latents.sample_images(TOLD, 2)
+
+
+def test_pictures_of_a_gan_and_of_a_vae():
+    """Pixels of the same images as the model's own, classes in turn; a VAE shows the mean of its likelihood."""
+    drawn = latents.sample_pictures(TOLD, 5, seed=1)
+    images = latents.sample_images(TOLD, 5, seed=1, condition=np.array([0, 1, 2, 0, 1]))
+    np.testing.assert_array_equal(drawn, np.round((images + 1) / 2 * 255))
+    vae = VAE(VAEConfig(image_size=8, channels=1, latents=3, patch=4, widths=(4,), blocks=1), nnx.Rngs(0))
+    z_nd = latents.draw_latents(jax.random.key(2), 4, 3)
+    means = vae.mean(vae.decode(z_nd))
+    np.testing.assert_allclose(latents.sample_pictures(vae, 4, seed=2), np.asarray(means) * 255, atol=0.51)
+    for model in (TOLD, vae):
+        with pytest.raises(ZooError, match="at least 1"):
+            latents.sample_pictures(model, 0)

@@ -31,9 +31,11 @@ def test_confusion_figure_shows_the_counts():
 
 
 def test_wrong_predictions_come_first_and_are_marked():
-    images = np.zeros((5, 4, 4, 1), np.uint8)
+    labels = np.array([0, 1, 0, 0, 2])
+    pixels = np.broadcast_to(np.arange(5, dtype=np.uint8)[:, None, None, None], (5, 4, 4, 1))
     shares = np.eye(3)[[0, 1, 2, 0, 1]] * 0.8 + 0.1
-    figure = prediction_sheet(images, np.array([0, 1, 0, 0, 2]), shares, ["a", "b", "c"])
+    figure = prediction_sheet(pixels.__getitem__, labels, shares, ["a", "b", "c"])
+    assert [axes.images[0].get_array().max() for axes in figure.axes if axes.images] == [2, 4, 0, 1, 3]
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles[:2] == ["c, is a\n90%", "b, is c\n90%"]
     assert titles[2:] == ["a\n90%", "b\n90%", "a\n90%"]

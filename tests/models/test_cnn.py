@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from zoo.errors import ZooError
 from zoo.models import cnn
 from zoo.models.cnn import CNN, VARIANTS, CNNConfig, ResNet, ResNetConfig
+from zoo.models.convolution import conv, strided_conv
 from zoo.models.functional import abstract, count, merge, stats_of
 from zoo.weights.imports import import_resnet
 from zoo.weights.torch_file import read_torch
@@ -48,6 +49,13 @@ def noisy(config):
 def images(config, batch=4, size=None):
     size = size or config.image_size
     return jnp.asarray(np.random.default_rng(0).random((batch, size, size, config.channels)), jnp.float32)
+
+
+@pytest.mark.parametrize(("size", "side"), [(3, 8), (5, 8), (7, 12), (7, 9)])
+def test_a_strided_convolution_by_squares_of_pixels_is_the_same(size, side):
+    layer = conv(3, 5, size, nnx.Rngs(0), jnp.float32, stride=2, bias=False)
+    x = jax.random.normal(jax.random.key(1), (2, side, side, 3))
+    np.testing.assert_allclose(strided_conv(layer, x), layer(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.generate.pictures import to_pixels
+from zoo.generate.traversal import decoded
 from zoo.models import functional
+from zoo.models.gan import GAN
+from zoo.models.vae import VAE
 
 
 def draw_latents(key: jax.Array, n: int, size: int, truncation: float | None = None) -> jax.Array:
@@ -53,6 +57,20 @@ def sample_images(
         raise ZooError(f"{n} images in batches of {batch}: give at least 1 of both")
     z_bd = draw_latents(jax.random.key(seed), n, model.config.latent, truncation)
     return images_of(model, z_bd, condition, batch)
+
+
+def sample_pictures(model: GAN | VAE, n: int, seed: int = 0) -> np.ndarray:
+    """n pictures uint8 [n, H, W, C] from random latents, classes in turn where the model has them.
+
+    Those of a VAE are the means of its likelihood. Raises ZooError for none, and for a GAN whose condition is a vector.
+    """
+    if n < 1:
+        raise ZooError(f"{n} pictures: give at least 1")
+    classes = np.arange(n, dtype=np.int32) % max(1, model.config.classes)
+    if isinstance(model, VAE):
+        z_nd = np.asarray(draw_latents(jax.random.key(seed), n, model.config.latents))
+        return to_pixels(decoded(model, z_nd, classes))
+    return to_pixels(sample_images(model, n, seed=seed, condition=classes if model.config.classes else None), low=-1)
 
 
 def interpolate(

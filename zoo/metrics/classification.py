@@ -1,7 +1,7 @@
 """How a classifier is judged: how often it is right, which classes it takes for which, how well it knows when it is
 wrong, and a look at what it gets wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,10 +112,15 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Any:
 
 
 def prediction_sheet(
-    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str], most: int = 24
+    images_of: Callable[[np.ndarray], np.ndarray],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    names: Sequence[str],
+    most: int = 24,
 ) -> Any:
-    """A matplotlib figure of up to `most` images uint8 [N, H, W, C] with what was predicted.
+    """A matplotlib figure of up to `most` images with what was predicted.
 
+    `images_of` gives those of some of the N indices, uint8 [n, H, W, C], since all of them may not fit in memory.
     Wrong ones come first, framed in red, with the true class behind the predicted one; the others follow in
     their order. `probabilities` is float [N, classes].
     """
@@ -131,9 +136,9 @@ def prediction_sheet(
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, index in zip(grid.flat, order, strict=False):
+    for axes, index, image in zip(grid.flat, order, images_of(order), strict=False):
         right = predictions[index] == labels[index]
-        axes.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         text = names[predictions[index]] if right else f"{names[predictions[index]]}, is {names[labels[index]]}"
         share = probabilities[index, predictions[index]]
         axes.set_title(f"{text}\n{share:.0%}", fontsize=8, color="black" if right else "crimson")

@@ -14,7 +14,7 @@ from flax.nnx.nn import initializers
 from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError, unknown
-from zoo.models.convolution import BatchNorm, conv, he_init
+from zoo.models.convolution import BatchNorm, conv, he_init, strided_conv
 from zoo.models.layers import resolve_dtype
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -180,7 +180,8 @@ class ResNet(nnx.Module):
         images with another number of channels.
         """
         x_bhwc = normalise(x_bhwc, self.config)
-        x_bhwc = nnx.relu(self.bn1(self.conv1(x_bhwc), train))
+        stem = self.conv1(x_bhwc) if self.config.stem == "cifar" else strided_conv(self.conv1, x_bhwc)
+        x_bhwc = nnx.relu(self.bn1(stem, train))
         out = {"stem": x_bhwc}
         if self.config.stem == "imagenet":
             x_bhwc = nnx.max_pool(x_bhwc, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

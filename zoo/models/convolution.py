@@ -48,6 +48,33 @@ def conv(
     )
 
 
+def strided_conv(layer: nnx.Conv, x_bhwc: jax.Array) -> jax.Array:
+    """`layer`, a convolution of `conv` with stride 2 and no bias: [B, H, W, C] to [B, H / 2, W / 2, outputs].
+
+    The same sums, but over squares of 2 × 2 pixels whose 4 C channels a TPU multiplies at once, where the 3 channels of
+    an image leave most of its multipliers idle. Sides that are odd go through the layer as it is.
+    """
+    h, w = x_bhwc.shape[1:3]
+    if h % 2 or w % 2:
+        return layer(x_bhwc)
+    kernel_hwio = layer.kernel[...]
+    size, _, inputs, outputs = kernel_hwio.shape
+    before = size // 2 % 2  # a row and a column of zeros, so that the first square begins at an even pixel
+    after = -(size + before) % 2
+    kernel_hwio = jnp.pad(kernel_hwio, ((before, after), (before, after), (0, 0), (0, 0)))
+    squares = (size + before + after) // 2
+    kernel_hwio = kernel_hwio.reshape(squares, 2, squares, 2, inputs, outputs).transpose(0, 2, 1, 3, 4, 5)
+    pad = (size // 2 + before) // 2
+    dtype = layer.dtype or x_bhwc.dtype
+    return jax.lax.conv_general_dilated(
+        space_to_depth(x_bhwc).astype(dtype),
+        kernel_hwio.reshape(squares, squares, 4 * inputs, outputs).astype(dtype),
+        (1, 1),
+        ((pad, squares - 1 - pad),) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe and Szegedy 2015) of [B, H, W, C] over all axes but the last, in float32.
 
