@@ -6,7 +6,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError
-from zoo.models.layers import constrain, dropout, layer_norm, remat, resolve_dtype
+from zoo.models.layers import constrain, dropout, layer_norm, relu2, remat, resolve_dtype
 from zoo.models.projections import project
 
 
@@ -52,6 +52,13 @@ def test_constrain_lays_out_under_a_mesh_and_does_nothing_without():
         assert layout((6, 4, 3)).shard_shape((6, 4, 3)) == (6, 2, 3)  # 6 does not divide by 4
         x = jnp.ones((8, 2, 3))
         assert constrain(x, P("data", None, None)) is x  # not under jit
+
+
+def test_squared_relu_and_its_gradient_by_hand():
+    x = jnp.array([-2.0, 0.0, 0.5, 3.0])
+    value, back = jax.vjp(relu2, x)
+    np.testing.assert_array_equal(value, [0, 0, 0.25, 9])
+    np.testing.assert_array_equal(back(jnp.array([1.0, 1.0, 2.0, -1.0]))[0], [0, 0, 2, -6])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -39,19 +39,21 @@ def next_token_loss(logits_btv: jax.Array, tokens_bt: jax.Array) -> jax.Array:
 def label_nats(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """`cross_entropy` of int labels, of which a gradient keeps the logits and the log of their sum, and no float32.
 
-    Sums over the vocabulary are products with ones, of which a TPU takes eight at least: a large vocabulary then costs
-    little more than reading the logits. Exponentials are rounded to the logits' dtype before.
+    The sum over the vocabulary is a product with ones, of which a TPU takes eight at least: it then costs little more
+    than reading the logits. Exponentials are rounded to the logits' dtype before. The label's logit is the largest of
+    those that are the label's, since a TPU finds largest ones as it makes the logits.
     """
     return _label_nats_forward(logits, labels)[0]
 
 
 def _label_nats_forward(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    least = jnp.finfo(logits.dtype).min
+    target = jnp.max(jnp.where(_is_label(logits, labels), logits, least), axis=-1).astype(jnp.float32)
+    highest = jnp.max(logits, axis=-1).astype(jnp.float32)
+    shares = jnp.exp(logits.astype(jnp.float32) - highest[..., None]).astype(logits.dtype)
     ones = jnp.ones((logits.shape[-1], 8), logits.dtype)
-    summed = lambda x: jnp.matmul(x, ones, precision="highest", preferred_element_type=jnp.float32)[..., 0]
-    highest = jnp.max(logits.astype(jnp.float32), axis=-1, keepdims=True)
-    shares = jnp.exp(logits.astype(jnp.float32) - highest).astype(logits.dtype)
-    normalizer = jnp.log(summed(shares)) + highest[..., 0]
-    target = summed(jnp.where(_is_label(logits, labels), logits, jnp.zeros((), logits.dtype)))
+    total = jnp.matmul(shares, ones, precision="highest", preferred_element_type=jnp.float32)[..., 0]
+    normalizer = jnp.log(total) + highest
     return normalizer - target, (logits, labels, normalizer)
 
 
