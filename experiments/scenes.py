@@ -45,7 +45,7 @@ class Config(TrainConfig):
     """Tokens of a row; several sequences share one."""
     pictures: int = 3
     """Most pictures of a row."""
-    prefix: bool = False
+    prefix: bool = True
     """Let what is given of a sequence see all of itself, and not only what comes before."""
     exam: int = 64
     """Held-out scenes of one thing, and of two, that drawings, descriptions and answers are judged on; 0 is none."""
@@ -56,7 +56,7 @@ class Config(TrainConfig):
 
 
 MUON = OptimConfig(name="muon", lr=0.02, adam_lr=1e-2, momentum=0.95, schedule="linear", warmup=0.0)
-SCENES = Config(steps=4000, batch=16, eval_every=500, save_every=250, optim=MUON)
+SCENES = Config(steps=3600, batch=16, eval_every=900, save_every=200, optim=MUON)
 PRESETS = {"scenes": SCENES}
 
 

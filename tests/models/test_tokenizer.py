@@ -314,6 +314,18 @@ def test_sizes_are_told():
     assert jax.eval_shape(model.encode, wide).shape == (3, 3, 5)
 
 
+@pytest.mark.parametrize(("sight", "seen"), [(1, 1), (3, 9)])
+def test_how_far_a_token_sees(sight, seen):
+    """With convolutions of 1×1 a change of one square of pixels changes the features of its own token alone."""
+    config = TokenizerConfig(16, 1, shrink=2, patch=2, widths=(4,), blocks=1, levels=(4, 3), sight=sight)
+    model = drawn_tokenizer(config)
+    x = images(1, 16)
+    moved = model.features(x) != model.features(x.at[:, 8:12, 4:8].add(0.5))
+    assert moved.any(axis=-1).sum() >= seen
+    assert moved[0, 2, 1].any()
+    assert (moved.any(axis=-1).sum() == 1) == (sight == 1)
+
+
 def test_bfloat16_network_with_float32_codes():
     model = drawn_tokenizer(replace(EMA, dtype="bfloat16"))
     image, quantised = jax.eval_shape(lambda x: model(x), jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32))
@@ -343,6 +355,7 @@ def test_bad_input_is_refused():
         (replace(TINY, levels=(100,) * 4), "at most 2"),
         (replace(VQ, codes=0), "at least 1"),
         (replace(TINY, widths=()), "widths"),
+        (replace(TINY, sight=2), "1×1 or 3×3"),
     ):
         with pytest.raises(ZooError, match=message):
             Tokenizer(config, nnx.Rngs(0))

@@ -4,6 +4,7 @@ No transposed or strided convolution where it can be helped: on a CPU their grad
 of the same map made of a plain convolution and a reshape.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -124,10 +125,10 @@ def upsample(x_bhwc: jax.Array, factor: int = 2) -> jax.Array:
 class ResBlock(nnx.Module):
     """x + conv(silu(conv(silu(norm(x))))), with RMSNorm over the channels; starts as the identity."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs, dtype: Any):
+    def __init__(self, width: int, rngs: nnx.Rngs, dtype: Any, size: int = 3):
         self.norm_scale = nnx.Param(jnp.ones(width))
-        self.conv1 = conv(width, width, 3, rngs, dtype)
-        self.conv2 = conv(width, width, 3, rngs, dtype, init=initializers.zeros)
+        self.conv1 = conv(width, width, size, rngs, dtype)
+        self.conv2 = conv(width, width, size, rngs, dtype, init=initializers.zeros)
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         h_bhwc = nnx.silu(rms_norm(x_bhwc, self.norm_scale[...], 1e-6))
@@ -137,13 +138,24 @@ class ResBlock(nnx.Module):
 class ConvEncoder(nnx.Module):
     """Images [B, H, W, C] to features [B, H / f, W / f, outputs], f = 2 to the power of len(widths) - 1.
 
-    Residual blocks at each of the `widths`; between two of them squares of 2 × 2 pixels become one.
+    Residual blocks at each of the `widths`; between two of them squares of 2 × 2 pixels become one. With convolutions
+    of `size` 1 a feature depends on its own square of pixels alone.
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...], blocks: int, outputs: int, rngs: nnx.Rngs, dtype: Any):
-        self.conv_in = conv(channels, widths[0], 3, rngs, dtype)
+    def __init__(
+        self,
+        channels: int,
+        widths: tuple[int, ...],
+        blocks: int,
+        outputs: int,
+        rngs: nnx.Rngs,
+        dtype: Any,
+        size: int = 3,
+    ):
+        self.conv_in = conv(channels, widths[0], size, rngs, dtype)
         self.down = nnx.List([conv(4 * a, b, 1, rngs, dtype) for a, b in itertools.pairwise(widths)])
-        self.stages = nnx.List([nnx.List([ResBlock(width, rngs, dtype) for _ in range(blocks)]) for width in widths])
+        block = functools.partial(ResBlock, rngs=rngs, dtype=dtype, size=size)
+        self.stages = nnx.List([nnx.List([block(width) for _ in range(blocks)]) for width in widths])
         self.norm_scale = nnx.Param(jnp.ones(widths[-1]))
         self.conv_out = conv(widths[-1], outputs, 1, rngs, dtype, init=out_init)
 

@@ -35,6 +35,9 @@ class TokenizerConfig:
     """Channels at each resolution; between two of them the grid is halved."""
     blocks: int = 2
     """Residual blocks at each resolution, in the encoder and in the decoder."""
+    sight: Literal[1, 3] = 3
+    """Side of the encoder's convolutions. With 1 a token tells of its own square of pixels alone, which is easier to
+    predict: the same square always has the same token."""
     quantiser: Literal["fsq", "vq", "ema"] = "fsq"
     """fsq: a fixed lattice of codes; vq: codes learned by gradient; ema: codes that are averages of their features."""
     levels: tuple[int, ...] = (8, 8, 8, 6, 5)
@@ -217,6 +220,8 @@ class Tokenizer(nnx.Module):
     def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
         if config.quantiser not in ("fsq", "vq", "ema"):
             raise unknown("quantiser", config.quantiser, ["fsq", "vq", "ema"])
+        if config.sight not in (1, 3):
+            raise ZooError(f"sight {config.sight}: convolutions of the encoder are 1×1 or 3×3")
         if not config.widths or min(*config.widths, config.shrink, config.patch, config.blocks, config.channels) < 1:
             raise ZooError("widths, shrink, patch, blocks and channels must be at least 1")
         if config.image_size < 1 or config.image_size % config.factor:
@@ -228,7 +233,7 @@ class Tokenizer(nnx.Module):
         dtype = resolve_dtype(config.dtype)
         width = len(config.levels) if config.quantiser == "fsq" else config.code_width
         pixels = config.channels * config.patch**2
-        self.encoder = ConvEncoder(pixels, config.widths, config.blocks, width, rngs, dtype)
+        self.encoder = ConvEncoder(pixels, config.widths, config.blocks, width, rngs, dtype, config.sight)
         self.quantiser = FSQ(config.levels) if config.quantiser == "fsq" else VectorQuantiser(config, rngs)
         self.decoder = ConvDecoder(width, config.widths, config.blocks, pixels * config.shrink**2, rngs, dtype)
 
@@ -358,7 +363,7 @@ def unit(x: jax.Array) -> jax.Array:
 VARIANTS: dict[str, TokenizerConfig] = {
     "tokenizer-8": TokenizerConfig(image_size=8, channels=1, widths=(32, 64), blocks=1, levels=(5, 5, 5)),
     "tokenizer-28": TokenizerConfig(image_size=28, channels=1, patch=2, widths=(32, 64), blocks=1, levels=(8, 8, 6, 5)),
-    "tokenizer-scenes": TokenizerConfig(image_size=64, shrink=2, patch=4, widths=(64,), blocks=2, levels=(8, 5, 5, 5)),
+    "tokenizer-scenes": TokenizerConfig(64, shrink=2, patch=4, widths=(64,), sight=1, levels=(8, 5, 5, 5)),
     "tokenizer-32": TokenizerConfig(widths=(128, 128, 256), levels=(8, 8, 8, 6, 5)),
 }
 
