@@ -151,7 +151,7 @@ class Draw:
     """Pixels a side."""
     seed: int = 0
     """Fixes the choice."""
-    rank: int = 1
+    rank: int = 4
     """Draw so many for each that is kept, those that the model itself reads best."""
     out: Path = Path("drawing.png")
     """File of the picture; with more than one, a number is put before its ending."""

@@ -31,8 +31,8 @@ def draw(
     n: int = 1,
     seed: int = 0,
     guidance: float | None = None,
-    temperature: float = 1.0,
-    rank: int = 1,
+    temperature: float | None = None,
+    rank: int = 4,
 ) -> list[Image.Image]:
     """n pictures of a text such as "a blue circle with some spots"; of anything, where it is None.
 
@@ -43,8 +43,9 @@ def draw(
     if min(width, height) < 1:
         raise ZooError(f"a picture of {width}×{height} pixels; both must be at least 1")
     loaded = scene_model(model)
-    options = {} if guidance is None else {"guidance": guidance}
-    drawn = loaded.draw([text], n=n, seed=seed, temperature=temperature, rank=rank, **options)[0]
+    given = {"guidance": guidance, "temperature": temperature}
+    options = {name: value for name, value in given.items() if value is not None}
+    drawn = loaded.draw([text], n=n, seed=seed, rank=rank, **options)[0]
     return [resized(Image.fromarray(pixels), width, height) for pixels in drawn]
 
 

@@ -11,6 +11,7 @@ from zoo.data.draw import Draw
 from zoo.data.drawing import draw_scene
 from zoo.data.sentences import KINDS
 from zoo.generate.scene_exam import EXAM, examine, questions_of
+from zoo.generate.scenes import GUIDANCE, TEMPERATURE
 from zoo.scenes import scene_model
 from zoo.train.launch import start_jax
 
@@ -25,11 +26,11 @@ class Scenes:
     """Run folder of scenes.py, or the name of one that comes with the package."""
     count: int = 400
     """Scenes of each kind."""
-    guidance: float = 2.0
+    guidance: float = GUIDANCE
     """Of drawing: how much more than usual the caption counts."""
-    temperature: float = 1.0
+    temperature: float = TEMPERATURE
     """Of drawing."""
-    rank: int = 1
+    rank: int = 4
     """Drawings of each that is judged: the one of which the model finds the caption likeliest."""
     seed: int = 0
     """Fixes the drawings and the damage."""

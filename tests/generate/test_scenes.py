@@ -65,12 +65,12 @@ def test_codes_and_pictures(model, images):
 
 
 def test_drawings_follow_the_seed_and_the_text(model):
-    drawn = model.draw(["a red circle", None], n=2, seed=3)
+    drawn = model.draw(["a red circle", None], n=2, seed=3, temperature=1.0)
     assert drawn.shape == (2, 2, 32, 32, 3)
-    np.testing.assert_array_equal(drawn, model.draw(["a red circle", None], n=2, seed=3))
-    assert np.any(drawn != model.draw(["a red circle", None], n=2, seed=4))
+    np.testing.assert_array_equal(drawn, model.draw(["a red circle", None], n=2, seed=3, temperature=1.0))
+    assert np.any(drawn != model.draw(["a red circle", None], n=2, seed=4, temperature=1.0))
     assert np.any(drawn[0, 0] != drawn[0, 1])
-    plain = model.draw(["a red circle"], n=2, seed=3, guidance=9.0)[0]
+    plain = model.draw(["a red circle"], n=2, seed=3, guidance=9.0, temperature=1.0)[0]
     assert np.any(drawn[0] != plain)
     with pytest.raises(ZooError, match="crimson"):
         model.draw(["a crimson circle"])
