@@ -16,6 +16,7 @@ from zoo.generate.latents import sample_pictures
 from zoo.generate.scene_exam import examine, questions_of
 from zoo.objectives import variational
 from zoo.objectives.losses import next_token_loss
+from zoo.scenes import scene_model
 from zoo.weights import classifier
 from zoo.weights.classifier import Classifier, fingerprint
 from zoo.weights.files import load_codec, part_of
@@ -123,7 +124,7 @@ def test_the_python_reference_as_a_small_decoder_knows_it():
 def test_scenes_draws_describes_and_answers():
     """A few of the exam's; the card has the scores of all of them."""
     assert zoo.load(part_of("scenes", "tokenizer")).grid == (8, 8)
-    found = examine(zoo.scenes.scene_model("scenes"), questions_of("test", 1, 24))
+    found = examine(scene_model("scenes"), questions_of("test", 1, 24))
     assert min(found.draw, found.describe, found.answer, found.tell) > 0.5
 
 
