@@ -180,8 +180,7 @@ class ResNet(nnx.Module):
         images with another number of channels.
         """
         x_bhwc = normalise(x_bhwc, self.config)
-        stem = self.conv1(x_bhwc) if self.config.stem == "cifar" else strided_conv(self.conv1, x_bhwc)
-        x_bhwc = nnx.relu(self.bn1(stem, train))
+        x_bhwc = nnx.relu(self.bn1(self._stem(x_bhwc), train))
         out = {"stem": x_bhwc}
         if self.config.stem == "imagenet":
             x_bhwc = nnx.max_pool(x_bhwc, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
@@ -192,6 +191,12 @@ class ResNet(nnx.Module):
         out["pooled"] = jnp.mean(x_bhwc, axis=(1, 2), dtype=jnp.float32)
         logits = self.classifier(out["pooled"]).astype(jnp.float32)
         return (logits, out) if features else logits
+
+    def _stem(self, x_bhwc: jax.Array) -> jax.Array:
+        if self.config.stem == "cifar" or x_bhwc.shape[1] % 2 or x_bhwc.shape[2] % 2:
+            return self.conv1(x_bhwc)
+        dtype = resolve_dtype(self.config.dtype)
+        return strided_conv(x_bhwc.astype(dtype), self.conv1.kernel[...].astype(dtype), pad=3)
 
 
 def pad_shortcut(x_bhwc: jax.Array, stride: int, outputs: int) -> jax.Array:

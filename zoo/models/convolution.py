@@ -49,31 +49,25 @@ def conv(
     )
 
 
-def strided_conv(layer: nnx.Conv, x_bhwc: jax.Array) -> jax.Array:
-    """`layer`, a convolution of `conv` with stride 2 and no bias: [B, H, W, C] to [B, H / 2, W / 2, outputs].
+def convolve(x_bhwc: jax.Array, kernel_hwio: jax.Array, padding: Any) -> jax.Array:
+    """The convolution of stride 1; `padding` is that of `jax.lax.conv_general_dilated`."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x_bhwc, kernel_hwio, (1, 1), padding, dimension_numbers=numbers)
 
-    The same sums, but over squares of 2 × 2 pixels whose 4 C channels a TPU multiplies at once, where the 3 channels of
-    an image leave most of its multipliers idle. Sides that are odd go through the layer as it is.
+
+def strided_conv(x_bhwc: jax.Array, kernel_hwio: jax.Array, pad: int) -> jax.Array:
+    """The convolution of stride 2 with `pad` zeros before each side: [B, H, W, I] to [B, H / 2, W / 2, O].
+
+    Squares of 2 × 2 pixels become channels, and the kernel with them, so that a TPU multiplies four times as many
+    channels at once: the 3 of an image leave most of its multipliers idle. Raises ZooError for odd H or W.
     """
-    h, w = x_bhwc.shape[1:3]
-    if h % 2 or w % 2:
-        return layer(x_bhwc)
-    kernel_hwio = layer.kernel[...]
     size, _, inputs, outputs = kernel_hwio.shape
-    before = size // 2 % 2  # a row and a column of zeros, so that the first square begins at an even pixel
-    after = -(size + before) % 2
-    kernel_hwio = jnp.pad(kernel_hwio, ((before, after), (before, after), (0, 0), (0, 0)))
-    squares = (size + before + after) // 2
+    squares = -(-size // 2)
+    kernel_hwio = jnp.pad(kernel_hwio, ((0, size % 2), (0, size % 2), (0, 0), (0, 0)))
     kernel_hwio = kernel_hwio.reshape(squares, 2, squares, 2, inputs, outputs).transpose(0, 2, 1, 3, 4, 5)
-    pad = (size // 2 + before) // 2
-    dtype = layer.dtype or x_bhwc.dtype
-    return jax.lax.conv_general_dilated(
-        space_to_depth(x_bhwc).astype(dtype),
-        kernel_hwio.reshape(squares, squares, 4 * inputs, outputs).astype(dtype),
-        (1, 1),
-        ((pad, squares - 1 - pad),) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    sides = (pad, 2 * squares - 2 - pad)
+    squares_bhwc = space_to_depth(jnp.pad(x_bhwc, ((0, 0), sides, sides, (0, 0))))
+    return convolve(squares_bhwc, kernel_hwio.reshape(squares, squares, 4 * inputs, outputs), "VALID")
 
 
 class BatchNorm(nnx.Module):

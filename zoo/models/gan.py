@@ -19,7 +19,7 @@ from flax.nnx.nn import initializers
 from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError, unknown
-from zoo.models.convolution import BatchNorm, depth_to_space, space_to_depth, upsample
+from zoo.models.convolution import BatchNorm, convolve, depth_to_space, space_to_depth, strided_conv, upsample
 from zoo.models.layers import resolve_dtype
 
 ARCHITECTURES = ("dcgan", "residual")
@@ -116,21 +116,14 @@ class Conv(Layer):
     """A convolution of an odd kernel [k, k, I, O], padded by (k - 1) / 2."""
 
     def __call__(self, x_bhwc: jax.Array, train: bool = False) -> jax.Array:
-        return self.shifted(_convolve(x_bhwc.astype(self.dtype), self.weight(train), "SAME"))
+        return self.shifted(convolve(x_bhwc.astype(self.dtype), self.weight(train), "SAME"))
 
 
 class StridedConv(Layer):
-    """A convolution of kernel [4, 4, I, O] and stride 2, padded by 1: [B, H, W, I] to [B, H / 2, W / 2, O].
-
-    Squares of 2 × 2 pixels become channels, and the kernel with them: it is a 2×2 convolution then.
-    """
+    """A convolution of kernel [4, 4, I, O] and stride 2, padded by 1: [B, H, W, I] to [B, H / 2, W / 2, O]."""
 
     def __call__(self, x_bhwc: jax.Array, train: bool = False) -> jax.Array:
-        kernel = self.weight(train)
-        inputs, outputs = kernel.shape[2:]
-        kernel = kernel.reshape(2, 2, 2, 2, inputs, outputs).transpose(0, 2, 1, 3, 4, 5)
-        padded = jnp.pad(x_bhwc.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
-        return self.shifted(_convolve(space_to_depth(padded), kernel.reshape(2, 2, 4 * inputs, outputs), "VALID"))
+        return self.shifted(strided_conv(x_bhwc.astype(self.dtype), self.weight(train), pad=1))
 
 
 class TransposedConv(Layer):
@@ -147,7 +140,7 @@ class TransposedConv(Layer):
         inputs, outputs = kernel.shape[2:]
         kernel = kernel.reshape(2, 2, 2, 2, inputs, outputs).transpose(0, 2, 4, 1, 3, 5)
         padded = jnp.pad(x_bhwc.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
-        y = _convolve(padded, kernel.reshape(2, 2, inputs, 4 * outputs), "VALID")
+        y = convolve(padded, kernel.reshape(2, 2, inputs, 4 * outputs), "VALID")
         y = y.reshape(b, h + 1, w + 1, 2, 2, outputs)
         y = jnp.stack([y[:, odd : odd + h, :, odd] for odd in (0, 1)], axis=2)
         y = jnp.stack([y[:, :, :, odd : odd + w, odd] for odd in (0, 1)], axis=4)
@@ -396,10 +389,6 @@ def check_config(config: GANConfig) -> None:
 
 def _unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x)) + 1e-12)
-
-
-def _convolve(x_bhwc: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
-    return jax.lax.conv_general_dilated(x_bhwc, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 VARIANTS: dict[str, GANConfig] = {
