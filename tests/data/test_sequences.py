@@ -1,7 +1,6 @@
 """Sequences of scenes: every position of every task by hand, what rows hold, damage, prompts and the vocabulary."""
 
 import collections
-import dataclasses
 import hashlib
 import itertools
 import statistics
@@ -227,9 +226,8 @@ def test_tasks_come_as_often_as_the_mix_says():
         assert len(tasks) > 1200
         return {task: count / len(tasks) for task, count in collections.Counter(tasks).items()}
 
-    expected = dataclasses.asdict(SceneMix())
-    assert sum(expected.values()) == pytest.approx(1)
-    assert shares(SceneMix()) == pytest.approx(expected, abs=0.04)
+    expected = {"draw": 0.42, "caption": 0.05, "describe": 0.17, "answer": 0.18, "tell": 0.06, "clean": 0.1}
+    assert shares(SceneMix()) == pytest.approx(expected | {"text": 0.02}, abs=0.04)
     assert shares(only("text", "tell")) == pytest.approx({"text": 0.5, "tell": 0.5}, abs=0.04)
 
 

@@ -21,7 +21,7 @@ FLAGS = {
 }
 # The collectives greet from several threads piece by piece, so that one line may stand in the middle of another.
 GREETING = re.compile(
-    r"\[Gloo\] Rank |( is connected to| peer ranks\. Expected number of connected peer ranks is :) |\d"
+    r"\[Gloo\] Rank | is connected to | peer ranks\. Expected number of connected peer ranks is : |\d"
 )
 MESH = "--mesh.data 1 --mesh.fsdp 8"  # parameters are split over both processes
 
