@@ -13,7 +13,7 @@ import numpy as np
 import zoo
 from zoo.data import ImageConfig, Shuffled, load_images
 from zoo.errors import ZooError
-from zoo.generate.latents import draw_latents, images_of, interpolate, sample_images
+from zoo.generate.latents import draw_latents, images_of, interpolate, sample_pictures
 from zoo.generate.pictures import picture_grid, to_pixels
 from zoo.metrics.judge import Judge
 from zoo.models import functional
@@ -120,7 +120,7 @@ def main(config: Config, run: Run) -> None:
     judge = Judge(network.name, network, train[np.arange(min(2000, len(train)))]["image"]) if network else None
 
     def score(state):
-        return judge(to_pixels(sample_images(current(state), 2000, condition=labels(2000)), low=-1))
+        return judge(sample_pictures(current(state), 2000))
 
     # Training
     fitted = fit(

@@ -10,6 +10,7 @@ import tyro
 
 from zoo.errors import ZooError, unknown
 from zoo.generate.sampling import Sampling
+from zoo.scenes import RANK
 
 WARM, GREEDY = Sampling(temperature=0.8), Sampling(temperature=0.0)
 
@@ -85,7 +86,7 @@ class Sample:
             _say(f"--- {i + 1} of {self.n}, ended by {completion.reason}\n{self.prompt}{completion.text}\n")
 
     def draw(self, model: Any) -> None:
-        """The pictures, eight or so a row, those of few pixels enlarged."""
+        """The pictures in rows of eight, or in a square where they are more than 64; those of few pixels enlarged."""
         from PIL import Image
 
         from zoo.generate.latents import sample_pictures
@@ -151,7 +152,7 @@ class Draw:
     """Pixels a side."""
     seed: int = 0
     """Fixes the choice."""
-    rank: int = 4
+    rank: int = RANK
     """Draw so many for each that is kept, those that the model itself reads best."""
     out: Path = Path("drawing.png")
     """File of the picture; with more than one, a number is put before its ending."""

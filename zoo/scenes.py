@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str]
 HOW = ("", "noise", "enhance")
+RANK = 4  # drawings for each that is given back
 
 
 def draw(
@@ -32,13 +33,13 @@ def draw(
     seed: int = 0,
     guidance: float | None = None,
     temperature: float | None = None,
-    rank: int = 4,
+    rank: int = RANK,
 ) -> list[Image.Image]:
     """n pictures of a text such as "a blue circle with some spots"; of anything, where it is None.
 
-    `model` is a name, a run folder of scenes.py, or one that holds decoder and tokenizer. With `rank`, so many pictures
-    are drawn for each that is given back, and the model's own reading chooses. Raises ZooError for words that the model
-    does not know, with the nearest that it does.
+    `model` is a name, a run folder of scenes.py, or one that holds decoder and tokenizer. Guidance and temperature are
+    the model's own if not given. With `rank`, so many pictures are drawn for each that is given back, and the model's
+    own reading chooses. Raises ZooError for words that the model does not know, with the nearest that it does.
     """
     if min(width, height) < 1:
         raise ZooError(f"a picture of {width}×{height} pixels; both must be at least 1")

@@ -19,8 +19,7 @@ from PIL import Image
 import zoo
 from zoo.data import ImageConfig, load_images
 from zoo.errors import ZooError
-from zoo.generate.latents import sample_images
-from zoo.generate.pictures import to_pixels
+from zoo.generate.latents import sample_pictures
 from zoo.metrics.judge import Judge
 from zoo.objectives import variational as vi
 from zoo.train.launch import start_jax
@@ -87,7 +86,7 @@ class Quality:
             counts = np.bincount(network(images)[1].argmax(-1), minlength=10) / len(images)
             return [f"{judge(images)[f'FD {judge.name}']:.2f}", f"{counts.min():.1%} to {counts.max():.1%}"]
 
-        samples = to_pixels(sample_images(zoo.load(folder / "model"), 2000), low=-1)
+        samples = sample_pictures(zoo.load(folder / "model"), 2000)
         rows = [["half the digits and the rest", "", f"{judge.floor:.2f}", ""]]
         rows.append(["zoo", f"{seconds:.0f}", *judged(samples)])
         if self.examples:

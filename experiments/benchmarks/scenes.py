@@ -12,7 +12,7 @@ from zoo.data.drawing import draw_scene
 from zoo.data.sentences import KINDS
 from zoo.generate.scene_exam import EXAM, examine, questions_of
 from zoo.generate.scenes import GUIDANCE, TEMPERATURE
-from zoo.scenes import scene_model
+from zoo.scenes import RANK, scene_model
 from zoo.train.launch import start_jax
 
 SIGMA = 25  # of 255
@@ -30,7 +30,7 @@ class Scenes:
     """Of drawing: how much more than usual the caption counts."""
     temperature: float = TEMPERATURE
     """Of drawing."""
-    rank: int = 4
+    rank: int = RANK
     """Drawings of each that is judged: the one of which the model finds the caption likeliest."""
     seed: int = 0
     """Fixes the drawings and the damage."""
