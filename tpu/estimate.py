@@ -69,6 +69,11 @@ class Plan:
     unestimated: dict[str, int]
     """Operations without an estimate, by their opcodes."""
     notes: list[str]
+    moved_bytes: float = 0.0
+    """Of one step, between HBM and the cores of one device: all operands and results of operations, each whole, so that
+    loops that read slices of one array count too much."""
+    moved_seconds: float = 0.0
+    """Those bytes over the speed of HBM."""
 
     @property
     def label(self) -> str:
@@ -121,6 +126,7 @@ def describe(
     for cost in found.costs:
         if cost.kind not in ("estimate", "collective", "kernel"):
             counts[cost.op.opcode] = counts.get(cost.op.opcode, 0) + 1
+    moved = sum(cost.times * cost.bytes for cost in found.costs if cost.kind != "collective") / stride
     collectives, kernels = a_step(found.collectives(), stride), a_step(found.kernels(), stride)
     return Plan(
         recipe=name,
@@ -151,6 +157,8 @@ def describe(
         seconds_by=by | {"collective": sum(row["seconds"] for row in collectives.values())},
         unestimated=counts,
         notes=notes + found.notes,
+        moved_bytes=moved,
+        moved_seconds=moved / (chip.bandwidth * 1e9),
     )
 
 

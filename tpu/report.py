@@ -44,6 +44,7 @@ def show(plans: Sequence[Plan]) -> None:
         "  bytes over HBM": lambda p: f"{1e3 * p.seconds_by['bytes']:.3f}",
         "  kernels": lambda p: f"{1e3 * p.seconds_by['kernel']:.3f}",
         "  collectives": lambda p: f"{1e3 * p.seconds_by['collective']:.3f}",
+        "moved over HBM": lambda p: f"{p.moved_bytes / GIB:.2f} GiB, {1e3 * p.moved_seconds:.3f} ms at its speed",
         "estimated MFU": lambda p: f"{p.mfu:.1%}",
         "  with what is done again or masked ": lambda p: f"{p.hfu:.1%}",
         "estimated examples/s": lambda p: f"{p.examples_per_second:,.0f}",

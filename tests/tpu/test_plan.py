@@ -47,6 +47,9 @@ def test_a_recipe_is_planned_as_it_would_run(capsys, tmp_path):
     assert 2 * found["params_bytes"] < found["optimizer_bytes"] < 3.2 * found["params_bytes"]  # Adam's two, averages
     assert found["params_bytes"] * 4 < found["peak_bytes"] < 2**30
     assert 0 < found["mfu"] < 1
+    # At the least the state is read and written once, and the step takes no less than that
+    assert 2 * (found["params_bytes"] + found["optimizer_bytes"]) < found["moved_bytes"]
+    assert found["moved_seconds"] == pytest.approx(found["moved_bytes"] / 819e9) < found["step_seconds"]
     assert found["step_seconds"] == pytest.approx(sum(found["seconds_by"].values()))
     assert found["collectives"] == {}
     assert not found["notes"]
