@@ -1,7 +1,7 @@
 """Train one decoder that draws pictures from sentences, describes them, answers questions and mends what is damaged.
 
 Pictures are the codes of an image tokenizer, which `tokenizer.py scenes` trains. The scenes are made by code as they
-are needed, and drawings are judged exactly, by an oracle that compares them with all that could be drawn.
+are needed. A drawing is planned in words first, and judged exactly, by an oracle that compares it with all there are.
 """
 
 import functools

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str]
 HOW = ("", "noise", "enhance")
-RANK = 4  # drawings for each that is given back
+RANK = 8  # drawings for each that is given back
 
 
 def draw(

@@ -37,6 +37,7 @@ from zoo.data.sequences import (
     given,
     lay_out,
     longest,
+    plan_prompt,
 )
 from zoo.errors import ZooError
 
@@ -51,7 +52,12 @@ SPLITS = ("train", "test", "compositional")
 # that is learned; - is neither.
 BY_HAND = {
     "draw": """
-        <begin>:g a:g red:g star:g <image>:g #0:1/5 #1:1/5 #2:1/5 #3:1/5 <end>:1/5""",
+        <begin>:g a:g small:g flat:g plain:g red:g star:g at:g the:g top:g left:g on:g a:g black:g background:g
+        <image>:g #0:1/5 #1:1/5 #2:1/5 #3:1/5 <end>:1/5""",
+    "plan": """
+        <begin>:g a:g red:g star:g <describe>:g
+        a:1/15 small:1/15 flat:1/15 plain:1/15 red:1/15 star:1/15 at:1/15 the:1/15 top:1/15 left:1/15
+        on:1/15 a:1/15 black:1/15 background:1/15 <end>:1/15""",
     "caption": """
         <begin>:g <image>:g #0:g #1:g #2:g #3:g <caption>:g a:1/4 red:1/4 star:1/4 <end>:1/4""",
     "describe": """
@@ -114,7 +120,7 @@ def test_every_position_by_hand(task, by_hand):
         }, f"{task}, position {at}"
         assert row["weights"][at] == np.float32(weight)
     end = len(expected)
-    if task in ("tell", "text"):  # these show nothing, so that more of them follow
+    if task in ("plan", "tell", "text"):  # these show nothing, so that more of them follow
         assert (row["documents"][end], row["positions"][end], row["given"][end]) == (2, 0, True)
     else:
         nothing = {"tokens": 0, "slots": -1, "documents": 0, "positions": 0, "given": 0, "kinds": -1, "weights": 0}
@@ -124,26 +130,31 @@ def test_every_position_by_hand(task, by_hand):
         assert (row["image"][0][:8, :10] == EMPTY).all()
         np.testing.assert_array_equal(row["image"][0][8:], whole[8:])
         np.testing.assert_array_equal(row["image"][0][:, 10:], whole[:, 10:])
-    np.testing.assert_array_equal(row["image"][-1], whole if task not in ("tell", "text") else np.zeros_like(whole))
+    np.testing.assert_array_equal(
+        row["image"][-1], whole if task not in ("plan", "tell", "text") else np.zeros_like(whole)
+    )
 
 
 def test_two_sequences_in_a_row_by_hand(by_hand):
     source = SceneRows("train", SMALL, 70, pictures=2, mix=only("draw"), factors=SceneFactors(draw=2.5))
     row = {name: x[0].tolist() for name, x in source[np.arange(1)].items()}
-    pad = 70 - 2 * 10
-    assert row["documents"] == [1] * 10 + [2] * 10 + [0] * pad
-    assert row["positions"] == [*range(10), *range(10)] + [0] * pad
-    assert row["slots"] == [-1] * 5 + [0, 1, 2, 3, -1] + [-1] * 5 + [4, 5, 6, 7, -1] + [-1] * pad
-    assert row["given"] == ([True] * 5 + [False] * 5) * 2 + [False] * pad
-    assert row["weights"] == ([0.0] * 5 + [0.5] * 5) * 2 + [0.0] * pad
-    assert row["kinds"] == ([-1] * 5 + [0] * 5) * 2 + [-1] * pad
+    pad = 70 - 2 * 21
+    assert row["documents"] == [1] * 21 + [2] * 21 + [0] * pad
+    assert row["positions"] == [*range(21), *range(21)] + [0] * pad
+    assert row["slots"] == [-1] * 16 + [0, 1, 2, 3, -1] + [-1] * 16 + [4, 5, 6, 7, -1] + [-1] * pad
+    assert row["given"] == ([True] * 16 + [False] * 5) * 2 + [False] * pad
+    assert row["weights"] == ([0.0] * 16 + [0.5] * 5) * 2 + [0.0] * pad
+    assert row["kinds"] == ([-1] * 16 + [0] * 5) * 2 + [-1] * pad
 
 
-def test_one_in_ten_drawings_has_no_caption():
-    row = SceneRows("train", SMALL, 20_000, pictures=2000, mix=only("draw")).sequences(0)
-    untold = [layout for _, layout in row if layout.tokens[1] == id_of("<image>")]
+@pytest.mark.parametrize(("task", "mark"), [("draw", "<image>"), ("plan", "<describe>")])
+def test_one_in_ten_drawings_and_plans_is_of_any_scene(task, mark):
+    row = SceneRows("train", SMALL, 40_000, pictures=2000, mix=only(task)).sequences(0)
+    untold = [layout for _, layout in row if layout.tokens[1] == id_of(mark)]
     assert len(row) > 800
     assert len(untold) / len(row) == pytest.approx(0.1, abs=0.03)
+    if task == "plan":
+        return
     assert untold[0].tokens.tolist() == [id_of("<begin>"), id_of("<image>"), 0, 0, 0, 0, id_of("<end>")]
 
 
@@ -226,8 +237,8 @@ def test_tasks_come_as_often_as_the_mix_says():
         assert len(tasks) > 1200
         return {task: count / len(tasks) for task, count in collections.Counter(tasks).items()}
 
-    expected = {"draw": 0.42, "caption": 0.05, "describe": 0.17, "answer": 0.18, "tell": 0.06, "clean": 0.1}
-    assert shares(SceneMix()) == pytest.approx(expected | {"text": 0.02}, abs=0.04)
+    expected = {"draw": 0.38, "plan": 0.12, "caption": 0.04, "describe": 0.12, "answer": 0.12, "tell": 0.12}
+    assert shares(SceneMix()) == pytest.approx(expected | {"clean": 0.08, "text": 0.02}, abs=0.04)
     assert shares(only("text", "tell")) == pytest.approx({"text": 0.5, "tell": 0.5}, abs=0.04)
 
 
@@ -252,8 +263,8 @@ def test_sequences_are_true_and_of_their_split(split):
     seen = collections.Counter()
     for task, layout in (each for i in range(3) for each in source.sequences(i)):
         texts = sides(layout.tokens.tolist(), SMALL)
-        if task in ("tell", "describe"):
-            told = parse(texts[0])
+        if task in ("plan", "tell", "describe"):
+            told = parse(texts[-1 if task == "plan" else 0])
             things = (Thing(**{name: getattr(x, name) for name in FIELDS}, quarter=x.quarter) for x in told.things)
             shown = Scene(told.background, tuple(things))
         else:
@@ -270,7 +281,9 @@ def test_sequences_are_true_and_of_their_split(split):
             assert len(pairs) == 3
             assert pairs <= {turn for turns in questions(shown).values() for turn in turns}
         elif texts:
-            assert holds(parse(texts[0]), layout.pictures[0].scene)
+            assert holds(parse(texts[0]), shown)
+        if task == "draw" and texts:  # a drawing follows from all that there is
+            assert parse(texts[0]) == describe(shown)
     assert set(seen) == set(TASKS) - {"text"}
 
 
@@ -281,7 +294,14 @@ def test_the_longest_sequences_have_room():
         assert longest(SMALL, things)["text"] == len(SMALL.encode(text_of(describe(most)))) + 2
     # Four things of 12 words each, two commas, "and" and a background of 4 words are 55; a question of 10 words with an
     # answer of 3 and their three specials, three times, are 48
-    by_task = {"draw": 55 + 7, "caption": 55 + 8, "describe": 55 + 8, "answer": 6 + 48, "tell": 1 + 55 + 48}
+    by_task = {
+        "draw": 55 + 7,
+        "plan": 110 + 3,
+        "caption": 55 + 8,
+        "describe": 55 + 8,
+        "answer": 6 + 48,
+        "tell": 1 + 55 + 48,
+    }
     assert longest(SMALL) == by_task | {"clean": 12, "text": 57}
     found = [each for i in range(12) for each in SceneRows("train", SMALL, 5000, pictures=400).sequences(i)]
     lengths = {task: max(len(layout.tokens) for name, layout in found if name == task) for task in TASKS}
@@ -408,7 +428,8 @@ def test_the_vocabulary_by_hand():
 def test_prompts_are_what_is_given(by_hand):
     codes = np.array([4, 0, 1, 2])
     prompts = {
-        "draw": draw_prompt(SMALL, "a red star"),
+        "draw": draw_prompt(SMALL.encode(text_of(describe(STAR)))),
+        "plan": plan_prompt(SMALL, "a red star"),
         "caption": caption_prompt(SMALL, codes),
         "describe": describe_prompt(SMALL, codes.reshape(2, 2)),
         "answer": answer_prompt(SMALL, TURNS[0][0], codes=codes),
@@ -421,7 +442,8 @@ def test_prompts_are_what_is_given(by_hand):
         tokens = fill(row["tokens"], row["slots"], np.stack([codes, codes])[None], SMALL.first_code)
         assert prompt == tokens[row["given"] & (row["documents"] == 1)].tolist(), task
     first = SMALL.first_code
-    assert draw_prompt(SMALL) == [1, 2]
+    assert draw_prompt() == [1, 2]
+    assert plan_prompt(SMALL) == [1, 5]
     assert caption_prompt(SMALL, codes) == [1, 2, first + 4, first, first + 1, first + 2, 4]
     assert clean_prompt(SMALL, codes) == [1, 3, first + 4, first, first + 1, first + 2, 2]
 

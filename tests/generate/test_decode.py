@@ -69,6 +69,9 @@ def test_a_text_does_not_depend_on_its_neighbours_or_on_pieces():
     assert len({c.text for c in alone}) == 3
     assert "".join(generator("rich").stream("abc", 12, seed=3, every=5)) == alone[0].text
     assert write(["abc"], n=3, seed=4)[0][0].text != alone[0].text
+    other, again = write(["abc", "abc"], n=3, seed=[4, 3])
+    assert [c.text for c in other] == [c.text for c in write(["abc"], n=3, seed=4)[0]]
+    assert [c.text for c in again] == [c.text for c in alone]
 
 
 def test_end_tokens_and_stop_strings():

@@ -15,7 +15,7 @@ from zoo.data.oracle import read_scenes
 from zoo.data.scenes import scene
 from zoo.data.sentences import describe, holds, text_of
 from zoo.data.sentences import questions as all_questions
-from zoo.data.sequences import CAPTION, END, Vocabulary, caption_prompt
+from zoo.data.sequences import CAPTION, END, Vocabulary, caption_prompt, draw_prompt
 from zoo.errors import ZooError
 from zoo.generate.sampling import Sampling
 from zoo.generate.scene_exam import Scores, chained, examine, mean, questions_of
@@ -70,10 +70,27 @@ def test_drawings_follow_the_seed_and_the_text(model):
     np.testing.assert_array_equal(drawn, model.draw(["a red circle", None], n=2, seed=3, temperature=1.0))
     assert np.any(drawn != model.draw(["a red circle", None], n=2, seed=4, temperature=1.0))
     assert np.any(drawn[0, 0] != drawn[0, 1])
-    plain = model.draw(["a red circle"], n=2, seed=3, guidance=9.0, temperature=1.0)[0]
+    plain = model.draw(["a red circle"], n=2, seed=3, guidance=90.0, temperature=1.0)[0]
     assert np.any(drawn[0] != plain)
     with pytest.raises(ZooError, match="crimson"):
         model.draw(["a crimson circle"])
+    with pytest.raises(ZooError, match="seed -1"):
+        model.draw(["a red circle"], seed=-1)
+
+
+def test_what_is_planned_is_drawn(model):
+    """The drawings of a text are those of its plans, each with randomness of its own."""
+    options = {"seed": 3, "temperature": 1.0}
+    plans = model.plan(["a red circle", None], n=2, **options)
+    assert len(plans) == 4
+    assert plans[0] != plans[1]
+    sampling = Sampling(guidance=2.0, allowed=(WORDS.first_code, WORDS.hole))
+    drawn = model.draw(["a red circle", None], n=2, **options).reshape(4, 32, 32, 3)
+    for k, plan in enumerate(plans):
+        seed = int(np.random.SeedSequence((3, k % 2)).generate_state(1)[0])
+        prompts = [draw_prompt(WORDS.encode(plan)), draw_prompt()]
+        (told,), _ = model.generator.complete(prompts, WORDS.cells, seed=seed, sampling=sampling)
+        np.testing.assert_array_equal(drawn[k], model.decode(np.array(told.ids)[None] - WORDS.first_code)[0])
 
 
 def test_ranked_drawings_are_the_likeliest(model):

@@ -27,7 +27,7 @@ SPECIALS = ("<pad>", "<begin>", "<image>", "<damaged>", "<caption>", "<describe>
 PAD, BEGIN, IMAGE, DAMAGED, CAPTION, DESCRIBE, QUESTION, ANSWER, END = range(len(SPECIALS))
 FIRST_WORD = len(SPECIALS)
 QUESTIONS = 3  # in a sequence, all different
-UNTOLD = 10  # one in so many drawings has no caption
+UNTOLD = 10  # one in so many drawings, and plans, is of any scene
 TRIES = 5  # draws of a sequence that fits, before a row is left as it is
 _ROW = 1  # keeps the random choices of a row apart from those of a scene
 
@@ -159,8 +159,13 @@ def learned(*items: int | str | Picture) -> Part:
 
 
 def _draw(scene: Scene, draw: Draw) -> list[Part]:
-    told = text_of(caption(scene, draw)) if draw.below(UNTOLD) else ""
+    told = text_of(describe(scene)) if draw.below(UNTOLD) else ""
     return [given(BEGIN, told, IMAGE), learned(Picture(scene), END)]
+
+
+def _plan(scene: Scene, draw: Draw) -> list[Part]:
+    told = text_of(caption(scene, draw)) if draw.below(UNTOLD) else ""
+    return [given(BEGIN, told, DESCRIBE), learned(text_of(describe(scene)), END)]
 
 
 def _caption(scene: Scene, draw: Draw) -> list[Part]:
@@ -197,6 +202,7 @@ def _asked(scene: Scene, draw: Draw) -> list[Part]:
 
 _PARTS: dict[str, Callable[[Scene, Draw], list[Part]]] = {
     "draw": _draw,
+    "plan": _plan,
     "caption": _caption,
     "describe": _describe,
     "answer": _answer,
@@ -205,7 +211,7 @@ _PARTS: dict[str, Callable[[Scene, Draw], list[Part]]] = {
     "text": _text,
 }
 TASKS = tuple(_PARTS)
-_SHOWN = {"clean": 2, "tell": 0, "text": 0}  # pictures in a sequence, where that is not one
+_SHOWN = {"plan": 0, "clean": 2, "tell": 0, "text": 0}  # pictures in a sequence, where that is not one
 
 
 @dataclass(frozen=True)
@@ -256,6 +262,7 @@ def longest(vocabulary: Vocabulary, things: int | None = None) -> dict[str, int]
     cells, asked = vocabulary.cells, QUESTIONS * (turn + 3)
     return {
         "draw": told + cells + 3,
+        "plan": 2 * told + 3,
         "caption": told + cells + 4,
         "describe": told + cells + 4,
         "answer": cells + 2 + asked,
@@ -272,17 +279,19 @@ def longest(vocabulary: Vocabulary, things: int | None = None) -> dict[str, int]
 class SceneMix:
     """How often a sequence is drawn of each task. The shares need not sum to 1."""
 
-    draw: float = 0.42
-    """From a caption, or now and then from none, to a picture."""
-    caption: float = 0.05
+    draw: float = 0.38
+    """From a description, or now and then from none, to a picture."""
+    plan: float = 0.12
+    """From a caption, or now and then from none, to a description of a scene that it tells of."""
+    caption: float = 0.04
     """From a picture to something true of it."""
-    describe: float = 0.17
+    describe: float = 0.12
     """From a picture to all of it."""
-    answer: float = 0.18
+    answer: float = 0.12
     """Questions about a picture."""
-    tell: float = 0.06
+    tell: float = 0.12
     """Questions about a description."""
-    clean: float = 0.1
+    clean: float = 0.08
     """From a damaged picture to the whole one."""
     text: float = 0.02
     """Captions alone."""
@@ -300,6 +309,8 @@ class SceneFactors:
 
     draw: float = 1.0
     """Of a drawing's codes."""
+    plan: float = 1.0
+    """Of the words of a plan."""
     caption: float = 1.0
     """Of a caption's words."""
     describe: float = 1.0
@@ -427,9 +438,14 @@ def fill(tokens_nt: Any, slots_nt: Any, codes: Any, first_code: int) -> Any:
 # Prompts: what is given of a sequence, for a trained model to go on from
 
 
-def draw_prompt(vocabulary: Vocabulary, text: str | None = None) -> list[int]:
-    """What a picture of the text comes after; of any scene, without a text."""
-    return [BEGIN, *vocabulary.encode(text or ""), IMAGE]
+def draw_prompt(ids: Sequence[int] = ()) -> list[int]:
+    """What a picture comes after: the ids of its description; of any scene, without them."""
+    return [BEGIN, *ids, IMAGE]
+
+
+def plan_prompt(vocabulary: Vocabulary, text: str | None = None) -> list[int]:
+    """What a description of a scene comes after that the text tells of; of any scene, without a text."""
+    return [BEGIN, *vocabulary.encode(text or ""), DESCRIBE]
 
 
 def caption_prompt(vocabulary: Vocabulary, codes: Any) -> list[int]:

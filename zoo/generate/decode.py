@@ -82,7 +82,8 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop: Sequence[str] = ()
     """Strings that end a text, and are left out of it; they may lie across tokens."""
-    seed: int = 0
+    seed: int | Sequence[int] = 0
+    """One for all prompts, or one for each."""
     shift: bool = False
     """Forget the older half of what was read when the context is full, instead of refusing."""
 
@@ -157,8 +158,8 @@ class Generator:
                 f"a prompt of {longest} tokens and {request.length} new ones do not fit the context of {context};"
                 f" ask for at most {max(0, context - longest)} new tokens, or shorten the prompt"
             )
-        key = jax.random.key(request.seed)
-        keys_b = jnp.stack([jax.random.fold_in(key, i % request.n) for i in range(len(rows))])
+        seeds = np.broadcast_to(np.asarray(request.seed), len(rows) // request.n).tolist()
+        keys_b = jnp.stack([jax.random.fold_in(jax.random.key(k), i) for k in seeds for i in range(request.n)])
         ends = np.asarray(self.ends or (-1,), np.int32)
         while written < request.length and not all(row.reason for row in rows):
             inputs = [row.prompt + row.ids for row in rows]

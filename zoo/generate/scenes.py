@@ -20,6 +20,8 @@ from zoo.data.sequences import (
     clean_prompt,
     describe_prompt,
     draw_prompt,
+    longest,
+    plan_prompt,
 )
 from zoo.errors import ZooError
 from zoo.generate.decode import Generator
@@ -32,6 +34,8 @@ from zoo.models.tokenizer import Tokenizer
 AT_ONCE = 64  # pictures or prompts in one call of a network
 # The best of a few for exact drawings, of scenes that no exam has
 GUIDANCE, TEMPERATURE = 2.0, 0.5
+# Of descriptions and plans, away from those of any scene: or what never went together in training would never be said
+WORD_GUIDANCE = 1.5
 LONGEST_ANSWER = 8
 
 
@@ -77,19 +81,21 @@ class SceneModel:
     ) -> np.ndarray:
         """n pictures of each text, uint8 [texts, n, S, S, 3]; None is any scene.
 
-        With `rank`, so many are drawn for each that is given back: those of which the model finds the text likeliest.
+        Each is planned first, in words: a description of a scene that the text tells of; then that is drawn. With
+        `rank`, so many are drawn for each that is given back: those of which the model finds the text likeliest.
         """
-        if min(n, rank) < 1:
-            raise ZooError(f"{n} pictures of {rank} drawn for each: both must be at least 1")
-        vocabulary = self.vocabulary
+        if min(n, rank) < 1 or seed < 0:
+            raise ZooError(f"{n} pictures of {rank} drawn for each, seed {seed}: the seed must be at least 0, others 1")
         sampling = Sampling(guidance=guidance, allowed=self._codes, temperature=temperature)
         found = []
-        for part in parts_of(texts, max(1, AT_ONCE // (n * rank))):
-            prompts = [draw_prompt(vocabulary, text) for text in part]
+        planned = self._planned(texts, n * rank, seed, temperature)
+        seeds = [int(np.random.SeedSequence((seed, k)).generate_state(1)[0]) for k in range(n * rank)] * len(texts)
+        for part in parts_of(list(zip(planned, seeds, strict=True)), AT_ONCE):
+            prompts, keys = [draw_prompt(ids) for ids, _ in part], [key for _, key in part]
             if guidance != 1:
-                prompts += [draw_prompt(vocabulary)] * len(part)
-            drawn = self.generator.complete(prompts, vocabulary.cells, n=n * rank, seed=seed, sampling=sampling)
-            found += [completion.ids for each in drawn[: len(part)] for completion in each]
+                prompts, keys = prompts + [draw_prompt()] * len(part), keys * 2
+            drawn = self.generator.complete(prompts, self.vocabulary.cells, seed=keys, sampling=sampling)
+            found += [completion.ids for (completion,) in drawn[: len(part)]]
         images = self._pictures(found)
         if rank > 1:
             told = [text or "" for text in texts for _ in range(n * rank)]
@@ -98,10 +104,16 @@ class SceneModel:
             images = images.reshape(*nats.shape, *images.shape[1:])[np.arange(len(texts))[:, None], best]
         return images.reshape(len(texts), n, *images.shape[-3:])
 
+    def plan(
+        self, texts: Sequence[str | None], n: int = 1, seed: int = 0, temperature: float = TEMPERATURE
+    ) -> list[str]:
+        """n descriptions for each text, of scenes that it tells of, all of the first text before those of the next."""
+        return [self.vocabulary.decode(ids) for ids in self._planned(texts, n, seed, temperature)]
+
     def describe(self, images: np.ndarray) -> list[str]:
         """All that there is in each picture, as a sentence of the grammar."""
         prompts = [describe_prompt(self.vocabulary, codes) for codes in self.encode(images)]
-        return self._written(prompts, self.context - max(map(len, prompts), default=0))
+        return self._written(prompts, self._longest, plan_prompt(self.vocabulary))
 
     def answer(
         self, questions: Sequence[str], images: np.ndarray | None = None, texts: Sequence[str] | None = None
@@ -150,20 +162,45 @@ class SceneModel:
         """The ids of codes: the first, and one past the last."""
         return self.vocabulary.first_code, self.vocabulary.hole
 
+    def _planned(self, texts: Sequence[str | None], n: int, seed: int, temperature: float) -> list[list[int]]:
+        """The ids of n plans for each text."""
+        sampling = Sampling(temperature=temperature, allowed=self._words, guidance=WORD_GUIDANCE)
+        found = []
+        for part in parts_of(texts, max(1, AT_ONCE // n)):
+            prompts = [plan_prompt(self.vocabulary, text) for text in part]
+            prompts += [plan_prompt(self.vocabulary)] * len(part)
+            drawn = self.generator.complete(prompts, self._longest, n=n, seed=seed, sampling=sampling)
+            found += [completion.ids for each in drawn[: len(part)] for completion in each]
+        return [[i for i in ids if i != END] for ids in found]
+
+    @property
+    def _longest(self) -> int:
+        """Words of the longest description, and its end."""
+        return longest(self.vocabulary)["text"] - 1
+
+    @property
+    def _words(self) -> tuple[int, int]:
+        """The ids of words and of the end: the first, and one past the last."""
+        return END, self.vocabulary.first_code
+
     def _pictures(self, ids: list[list[int]]) -> np.ndarray:
         """The pictures of ids of codes."""
         return self.decode(np.array(ids).reshape(-1, self.vocabulary.cells) - self.vocabulary.first_code)
 
-    def _written(self, prompts: list[list[int]], length: int) -> list[str]:
-        """The words that follow each prompt, the likeliest at every step."""
-        rows = self._ids(prompts, length, (END, self.vocabulary.first_code))
+    def _written(self, prompts: list[list[int]], length: int, without: list[int] | None = None) -> list[str]:
+        """The words that follow each prompt, the likeliest at every step, guided away from a prompt `without` it."""
+        rows = self._ids(prompts, length, self._words, without)
         return [self.vocabulary.decode([i for i in ids if i != END]) for ids in rows]
 
-    def _ids(self, prompts: list[list[int]], length: int, allowed: tuple[int, int]) -> list[list[int]]:
-        sampling, found = Sampling(temperature=0, allowed=allowed), []
+    def _ids(
+        self, prompts: list[list[int]], length: int, allowed: tuple[int, int], without: list[int] | None = None
+    ) -> list[list[int]]:
+        guidance = 1.0 if without is None else WORD_GUIDANCE
+        sampling, found = Sampling(temperature=0, allowed=allowed, guidance=guidance), []
         for part in parts_of(prompts, AT_ONCE):
-            drawn = self.generator.complete(part, length, sampling=sampling)
-            found += [completion.ids for (completion,) in drawn]
+            both = part if without is None else [*part, *[without] * len(part)]
+            drawn = self.generator.complete(both, length, sampling=sampling)
+            found += [completion.ids for (completion,) in drawn[: len(part)]]
         return found
 
 
