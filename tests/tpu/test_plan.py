@@ -49,7 +49,8 @@ def test_a_recipe_is_planned_as_it_would_run(capsys, tmp_path):
     assert 0 < found["mfu"] < 1
     # At the least the state is read and written once, and the step takes no less than that
     assert 2 * (found["params_bytes"] + found["optimizer_bytes"]) < found["moved_bytes"]
-    assert found["moved_seconds"] == pytest.approx(found["moved_bytes"] / 819e9) < found["step_seconds"]
+    assert found["moved_seconds"] == pytest.approx(found["moved_bytes"] / 819e9)
+    assert found["moved_seconds"] < found["step_seconds"]
     assert found["step_seconds"] == pytest.approx(sum(found["seconds_by"].values()))
     assert found["collectives"] == {}
     assert not found["notes"]
