@@ -86,7 +86,8 @@ class BatchNorm(nnx.Module):
         x = x_bhwc.astype(jnp.float32)
         if train:
             # Both moments in one pass, which a TPU joins to the convolution before it; around the running mean, so that
-            # no digits are lost where the mean is far from zero.
+            # no digits are lost where the mean is far from zero. Until the running mean has come near, some are: the
+            # first call is off by 4e-5 where the mean is 10 deviations from zero, and by 0.7 % where it is 100.
             near = self.mean[...]
             apart = x - near[None, None, None]
             shift = jnp.mean(apart, axis=(0, 1, 2))
