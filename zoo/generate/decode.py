@@ -159,7 +159,8 @@ class Generator:
                 f" ask for at most {max(0, context - longest)} new tokens, or shorten the prompt"
             )
         seeds = np.broadcast_to(np.asarray(request.seed), len(rows) // request.n).tolist()
-        keys_b = jnp.stack([jax.random.fold_in(jax.random.key(k), i) for k in seeds for i in range(request.n)])
+        keys = map(jax.random.key, seeds)
+        keys_b = jnp.stack([jax.random.fold_in(key, i) for key in keys for i in range(request.n)])
         ends = np.asarray(self.ends or (-1,), np.int32)
         while written < request.length and not all(row.reason for row in rows):
             inputs = [row.prompt + row.ids for row in rows]

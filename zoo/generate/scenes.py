@@ -87,16 +87,9 @@ class SceneModel:
         if min(n, rank) < 1 or seed < 0:
             raise ZooError(f"{n} pictures of {rank} drawn for each, seed {seed}: the seed must be at least 0, others 1")
         sampling = Sampling(guidance=guidance, allowed=self._codes, temperature=temperature)
-        found = []
-        planned = self._planned(texts, n * rank, seed, temperature)
+        prompts = [draw_prompt(ids) for ids in self._planned(texts, n * rank, seed, temperature)]
         seeds = [int(np.random.SeedSequence((seed, k)).generate_state(1)[0]) for k in range(n * rank)] * len(texts)
-        for part in parts_of(list(zip(planned, seeds, strict=True)), AT_ONCE):
-            prompts, keys = [draw_prompt(ids) for ids, _ in part], [key for _, key in part]
-            if guidance != 1:
-                prompts, keys = prompts + [draw_prompt()] * len(part), keys * 2
-            drawn = self.generator.complete(prompts, self.vocabulary.cells, seed=keys, sampling=sampling)
-            found += [completion.ids for (completion,) in drawn[: len(part)]]
-        images = self._pictures(found)
+        images = self._pictures(self._ids(prompts, self.vocabulary.cells, sampling, draw_prompt(), seeds=seeds))
         if rank > 1:
             told = [text or "" for text in texts for _ in range(n * rank)]
             nats = self.likelihood(images, told).reshape(-1, n * rank)
@@ -108,12 +101,13 @@ class SceneModel:
         self, texts: Sequence[str | None], n: int = 1, seed: int = 0, temperature: float = TEMPERATURE
     ) -> list[str]:
         """n descriptions for each text, of scenes that it tells of, all of the first text before those of the next."""
-        return [self.vocabulary.decode(ids) for ids in self._planned(texts, n, seed, temperature)]
+        return self._texts(self._planned(texts, n, seed, temperature))
 
     def describe(self, images: np.ndarray) -> list[str]:
         """All that there is in each picture, as a sentence of the grammar."""
         prompts = [describe_prompt(self.vocabulary, codes) for codes in self.encode(images)]
-        return self._written(prompts, self._longest, plan_prompt(self.vocabulary))
+        sampling = Sampling(temperature=0, allowed=self._words, guidance=WORD_GUIDANCE)
+        return self._texts(self._ids(prompts, self._longest, sampling, plan_prompt(self.vocabulary)))
 
     def answer(
         self, questions: Sequence[str], images: np.ndarray | None = None, texts: Sequence[str] | None = None
@@ -129,13 +123,14 @@ class SceneModel:
             answer_prompt(self.vocabulary, question, **{about: each})
             for question, each in zip(questions, seen, strict=True)
         ]
-        return self._written(prompts, LONGEST_ANSWER)
+        return self._texts(self._ids(prompts, LONGEST_ANSWER, Sampling(temperature=0, allowed=self._words)))
 
     def clean(self, images: np.ndarray, holes: np.ndarray | None = None) -> np.ndarray:
         """The pictures as they may have been before damage; with `holes`, bool [N, S, S], only those pixels change."""
         lost = np.zeros((len(images), self.size, self.size), bool) if holes is None else np.asarray(holes, bool)
         prompts = self.mending_prompts(self.encode(images), lost)
-        mended = self._pictures(self._ids(prompts, self.vocabulary.cells, self._codes))
+        sampling = Sampling(temperature=0, allowed=self._codes)
+        mended = self._pictures(self._ids(prompts, self.vocabulary.cells, sampling))
         return mended if holes is None else np.where(lost[..., None], mended, images)
 
     def mending_prompts(self, codes: np.ndarray, holes: np.ndarray) -> list[list[int]]:
@@ -165,15 +160,10 @@ class SceneModel:
     def _planned(self, texts: Sequence[str | None], n: int, seed: int, temperature: float) -> list[list[int]]:
         """The ids of n plans for each text."""
         sampling = Sampling(temperature=temperature, allowed=self._words, guidance=WORD_GUIDANCE)
-        found = []
-        for part in parts_of(texts, max(1, AT_ONCE // n)):
-            prompts = [plan_prompt(self.vocabulary, text) for text in part]
-            prompts += [plan_prompt(self.vocabulary)] * len(part)
-            drawn = self.generator.complete(prompts, self._longest, n=n, seed=seed, sampling=sampling)
-            found += [completion.ids for each in drawn[: len(part)] for completion in each]
-        return [[i for i in ids if i != END] for ids in found]
+        prompts = [plan_prompt(self.vocabulary, text) for text in texts]
+        return self._ids(prompts, self._longest, sampling, plan_prompt(self.vocabulary), n, [seed] * len(texts))
 
-    @property
+    @functools.cached_property
     def _longest(self) -> int:
         """Words of the longest description, and its end."""
         return longest(self.vocabulary)["text"] - 1
@@ -187,20 +177,26 @@ class SceneModel:
         """The pictures of ids of codes."""
         return self.decode(np.array(ids).reshape(-1, self.vocabulary.cells) - self.vocabulary.first_code)
 
-    def _written(self, prompts: list[list[int]], length: int, without: list[int] | None = None) -> list[str]:
-        """The words that follow each prompt, the likeliest at every step, guided away from a prompt `without` it."""
-        rows = self._ids(prompts, length, self._words, without)
-        return [self.vocabulary.decode([i for i in ids if i != END]) for ids in rows]
+    def _texts(self, ids: list[list[int]]) -> list[str]:
+        return [self.vocabulary.decode(each) for each in ids]
 
     def _ids(
-        self, prompts: list[list[int]], length: int, allowed: tuple[int, int], without: list[int] | None = None
+        self,
+        prompts: list[list[int]],
+        length: int,
+        sampling: Sampling,
+        without: list[int] | None = None,
+        n: int = 1,
+        seeds: Sequence[int] = (),
     ) -> list[list[int]]:
-        guidance = 1.0 if without is None else WORD_GUIDANCE
-        sampling, found = Sampling(temperature=0, allowed=allowed, guidance=guidance), []
-        for part in parts_of(prompts, AT_ONCE):
-            both = part if without is None else [*part, *[without] * len(part)]
-            drawn = self.generator.complete(both, length, sampling=sampling)
-            found += [completion.ids for (completion,) in drawn[: len(part)]]
+        """What follows each prompt, n times, up to its end; guidance is away from what follows the prompt `without`."""
+        found = []
+        for part in parts_of(list(zip(prompts, seeds or [0] * len(prompts), strict=True)), max(1, AT_ONCE // n)):
+            asked, keys = [prompt for prompt, _ in part], [key for _, key in part]
+            if without is not None and sampling.guidance != 1:
+                asked, keys = asked + [without] * len(part), keys * 2
+            drawn = self.generator.complete(asked, length, n=n, seed=keys, sampling=sampling)
+            found += [[i for i in each.ids if i != END] for samples in drawn[: len(part)] for each in samples]
         return found
 
 
