@@ -8,6 +8,7 @@ is one that it tells of, so a drawing is judged exactly.
 import functools
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zoo.data.draw import Draw
@@ -94,15 +95,19 @@ def related(relation: int, first: Thing, second: Thing) -> bool:
     return a > b if relation % 2 else a < b
 
 
-def describe(scene: Scene) -> Told:
-    """All of a scene but where within its quarter a thing lies: what a description has to say to be complete."""
-    things = (Named(**{name: getattr(x, name) for name in FIELDS}, quarter=x.quarter) for x in scene.things)
+def describe(scene: Scene, order: Sequence[Thing] = ()) -> Told:
+    """All of a scene but where within its quarter a thing lies: what a description has to say to be complete.
+
+    Things are told of in that order, by default that of their quarters.
+    """
+    named = order or scene.things
+    things = (Named(**{name: getattr(x, name) for name in FIELDS}, quarter=x.quarter) for x in named)
     return Told(tuple(things), None, scene.background)
 
 
-def caption(scene: Scene, draw: Draw) -> Told:
-    """Something true of a scene: every thing by colour and shape, and more or less else."""
-    order = draw.order(scene.things)
+def caption(scene: Scene, draw: Draw, order: Sequence[Thing] = ()) -> Told:
+    """Something true of a scene: every thing by colour and shape, and more or less else; by default in any order."""
+    order = order or draw.order(scene.things)
     relation = None
     if len(order) == 2 and draw.below(3):
         relation = draw.pick([i for i in range(4) if related(i, order[0], order[1])])

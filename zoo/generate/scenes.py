@@ -33,7 +33,8 @@ from zoo.models.tokenizer import Tokenizer
 
 AT_ONCE = 64  # pictures or prompts in one call of a network
 # The best of a few for exact drawings, of scenes that no exam has
-GUIDANCE, TEMPERATURE = 2.0, 0.5
+GUIDANCE, TEMPERATURE = 2.0, 0.25
+PLAN_TEMPERATURE = 1.0  # as varied as scenes are: plans are right all the same
 # Of descriptions and plans, away from those of any scene: or what never went together in training would never be said
 WORD_GUIDANCE = 1.5
 LONGEST_ANSWER = 8
@@ -87,7 +88,7 @@ class SceneModel:
         if min(n, rank) < 1 or seed < 0:
             raise ZooError(f"{n} pictures of {rank} drawn for each, seed {seed}: the seed must be at least 0, others 1")
         sampling = Sampling(guidance=guidance, allowed=self._codes, temperature=temperature)
-        prompts = [draw_prompt(ids) for ids in self._planned(texts, n * rank, seed, temperature)]
+        prompts = [draw_prompt(ids) for ids in self._planned(texts, n * rank, seed)]
         seeds = [int(np.random.SeedSequence((seed, k)).generate_state(1)[0]) for k in range(n * rank)] * len(texts)
         images = self._pictures(self._ids(prompts, self.vocabulary.cells, sampling, draw_prompt(), seeds=seeds))
         if rank > 1:
@@ -98,7 +99,7 @@ class SceneModel:
         return images.reshape(len(texts), n, *images.shape[-3:])
 
     def plan(
-        self, texts: Sequence[str | None], n: int = 1, seed: int = 0, temperature: float = TEMPERATURE
+        self, texts: Sequence[str | None], n: int = 1, seed: int = 0, temperature: float = PLAN_TEMPERATURE
     ) -> list[str]:
         """n descriptions for each text, of scenes that it tells of, all of the first text before those of the next."""
         return self._texts(self._planned(texts, n, seed, temperature))
@@ -157,7 +158,9 @@ class SceneModel:
         """The ids of codes: the first, and one past the last."""
         return self.vocabulary.first_code, self.vocabulary.hole
 
-    def _planned(self, texts: Sequence[str | None], n: int, seed: int, temperature: float) -> list[list[int]]:
+    def _planned(
+        self, texts: Sequence[str | None], n: int, seed: int, temperature: float = PLAN_TEMPERATURE
+    ) -> list[list[int]]:
         """The ids of n plans for each text."""
         sampling = Sampling(temperature=temperature, allowed=self._words, guidance=WORD_GUIDANCE)
         prompts = [plan_prompt(self.vocabulary, text) for text in texts]
