@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.data.augment import AugmentConfig, augment, change_contrast, cut_out, rotate_and_scale, shift
+from zoo.data.augment import AugmentConfig, augment, change_contrast, crop_and_scale, cut_out, rotate_and_scale
 from zoo.errors import ZooError
 
 CLASSES = 4
@@ -49,11 +49,18 @@ def test_flip_mirrors_some_exactly():
     np.testing.assert_array_equal(label, ONE_HOT)
 
 
-def test_shift_is_a_crop_of_the_padded_image():
-    got = shift(jnp.asarray(FLOAT[0]), 2, jnp.int32(1), jnp.int32(4))
+def test_a_window_beside_the_image_shows_it_moved():
+    got = crop_and_scale(jnp.asarray(FLOAT[0]), jnp.int32(-1), jnp.int32(2), 1.0)
     expected = np.zeros_like(FLOAT[0])  # the window begins one row above and two columns right of the image
     expected[1:, :5] = FLOAT[0][:5, 2:]
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.3])
+def test_a_window_is_enlarged_as_an_image_of_its_own(factor):
+    window = crop_and_scale(jnp.asarray(FLOAT[0]), jnp.int32(-1), jnp.int32(2), 1.0)
+    got = crop_and_scale(jnp.asarray(FLOAT[0]), jnp.int32(-1), jnp.int32(2), jnp.float32(factor))
+    np.testing.assert_allclose(got, TURN(window, jnp.float32(0), jnp.float32(factor)), atol=1e-5)
 
 
 def test_crop_shifts_each_example_by_its_own():

@@ -61,10 +61,23 @@ def augment(
     return image_bhwc, label_bk
 
 
-def shift(image_hwc: jax.Array, padding: int, down: jax.Array, right: jax.Array) -> jax.Array:
-    """The image padded with zeros on each side, cropped to its own size from (down, right) of 0..2 padding."""
-    padded = jnp.pad(image_hwc, ((padding, padding), (padding, padding), (0, 0)))
-    return jax.lax.dynamic_slice(padded, (down, right, jnp.zeros_like(down)), image_hwc.shape)
+def crop_and_scale(image_hwc: jax.Array, down: jax.Array, right: jax.Array, factor: jax.Array | float) -> jax.Array:
+    """What a window of the image's size shows that begins at the pixel (down, right), enlarged about its centre.
+
+    Bilinear; zero outside of the image and of the window. One product with a matrix for rows, and one for columns: a
+    TPU cuts every image out by itself otherwise, a loop over the batch.
+    """
+    height, width, _ = image_hwc.shape
+    rows, columns = _shares(height, down, factor), _shares(width, right, factor)
+    return jnp.einsum("ij,jkc,lk->ilc", rows, image_hwc, columns, precision="highest")
+
+
+def _shares(size: int, first: jax.Array, factor: jax.Array | float) -> jax.Array:
+    """How much of each pixel of a line is in each pixel of its window, float32 [size, size]."""
+    at, middle = jnp.arange(size, dtype=jnp.float32), (size - 1) / 2
+    within = (at - jnp.asarray(first, jnp.float32))[None]  # places of the image's pixels in the window
+    shares = jnp.maximum(0, 1 - jnp.abs(((at - middle) / factor + middle)[:, None] - within))
+    return jnp.where((within >= 0) & (within < size), shares, 0)
 
 
 def rotate_and_scale(image_hwc: jax.Array, degrees: jax.Array, factor: jax.Array) -> jax.Array:
@@ -115,12 +128,14 @@ def _augment_one(config: AugmentConfig, key: jax.Array, image: jax.Array) -> jax
 
     if config.flip:
         image = jnp.where(uniform("flip", 0, 1) < 0.5, image[:, ::-1], image)
-    if config.crop:
-        image = shift(image, config.crop, *two("crop", (2 * config.crop + 1, 2 * config.crop + 1)))
-    if config.rotate or config.scale:
-        zoom = math.log1p(config.scale)
+    zoom = math.log1p(config.scale)
+    factor = jnp.exp(uniform("scale", -zoom, zoom)) if config.scale else 1.0
+    if config.crop or (config.scale and not config.rotate):
+        first = two("crop", (2 * config.crop + 1, 2 * config.crop + 1)) - config.crop
+        image = crop_and_scale(image, first[0], first[1], 1.0 if config.rotate else factor)
+    if config.rotate:
         degrees = uniform("rotate", -config.rotate, config.rotate)
-        image = rotate_and_scale(image, degrees, jnp.exp(uniform("scale", -zoom, zoom)))
+        image = rotate_and_scale(image, degrees, jnp.asarray(factor))
     if config.brightness:
         image = jnp.clip(image * uniform("brightness", max(0, 1 - config.brightness), 1 + config.brightness), 0, 1)
     if config.contrast:
