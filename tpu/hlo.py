@@ -10,7 +10,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tpu.chips import Chip
 from tpu.kernels import Kernel
@@ -187,17 +187,19 @@ def schedule(text: str, chip: Chip, kernels: Sequence[Kernel] = (), peak: float 
         """Collectives inside of fusions, which run beside the fusion's own work."""
         for op in computations.get(name, []):
             if collective_kind(op.opcode):
-                collective(op, times)
+                collective(op, times, scatters=name.startswith("all-reduce-scatter"))
             for inner in op.called("calls"):
                 links(inner, times)
 
-    def collective(op: Op, times: int) -> None:
+    def collective(op: Op, times: int, scatters: bool = False) -> None:
         channel = re.search(r"channel_id=(\d+)", op.rest)
         if channel:  # the parts of one that is spread over several fusions share its channel
             if channel[1] in channels:
                 return
             channels.add(channel[1])
         size = link_bytes(op)
+        if scatters:  # an all-reduce in a fusion that keeps a part of it is how a TPU's program says reduce-scatter
+            op, size = replace(op, opcode="reduce-scatter"), size // 2
         add(op, times, size / (chip.link * 1e9), "collective", size)
 
     def pallas(op: Op, times: int, moved: int) -> None:

@@ -90,6 +90,16 @@ def test_a_schedule_by_hand():
     assert by["sorted"].source == ""
 
 
+def test_an_all_reduce_that_keeps_a_part_is_a_reduce_scatter():
+    text = TEXT.replace("fused", "all-reduce-scatter.2").replace("all-gather(%p)", "all-reduce(%p)")
+    # Each device sends half of the whole array, in groups of two, and not all of it
+    assert schedule(text, CHIP).collectives()["reduce-scatter"] == {
+        "count": 5,
+        "bytes": 5 * 128 * 1024 * 2 // 2,
+        "seconds": pytest.approx(5 * 128 * 1024 / 100e9),
+    }
+
+
 def test_a_loop_of_unknown_length_is_told():
     found = schedule(TEXT.replace("constant(5)", "custom-call()"), CHIP)
     assert found.notes == ["loop: a loop of unknown length is counted once"]
