@@ -2,12 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError
 from zoo.models.layers import constrain, dropout, layer_norm, relu2, remat, resolve_dtype
-from zoo.models.projections import project
+from zoo.models.projections import project, whole
 
 
 def test_dropout_keeps_the_mean_and_is_off_without_a_key():
@@ -52,6 +52,18 @@ def test_constrain_lays_out_under_a_mesh_and_does_nothing_without():
         assert layout((6, 4, 3)).shard_shape((6, 4, 3)) == (6, 2, 3)  # 6 does not divide by 4
         x = jnp.ones((8, 2, 3))
         assert constrain(x, P("data", None, None)) is x  # not under jit
+
+
+def test_weights_are_used_whole_over_fsdp_and_split_over_tensor():
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    rules = ((r"blocks/up$", P(None, "fsdp", "tensor")),)
+    kept = jax.device_put(jnp.ones((1, 8, 16)), NamedSharding(mesh, P(None, "fsdp", "tensor")))
+    with jax.set_mesh(mesh):
+        used = jax.jit(lambda weight: whole(rules, "blocks/up", weight[0], jnp.bfloat16))(kept)
+        other = jax.jit(lambda weight: whole(rules, "blocks/down", weight[0]))(kept)
+    assert used.dtype == jnp.bfloat16
+    assert used.sharding.is_equivalent_to(NamedSharding(mesh, P(None, "tensor")), 2)
+    assert other.sharding.is_equivalent_to(NamedSharding(mesh, P("fsdp", "tensor")), 2)
 
 
 def test_squared_relu_and_its_gradient_by_hand():

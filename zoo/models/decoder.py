@@ -6,7 +6,6 @@ key/value head (h = g r), k head size, f hidden size of the MLP, v vocabulary, l
 
 import functools
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -20,7 +19,7 @@ from zoo.errors import ZooError, unknown
 from zoo.models.attention import Cache, Implementation, Seen, attend, attend_causally
 from zoo.models.layers import Policy, constrain, dropout, layer_norm, relu2, remat, resolve_dtype, rms_norm, unstack
 from zoo.models.positions import grid_cells, rotary_frequencies, rotary_turns, rotate, sinusoids
-from zoo.models.projections import outputs_first, project, project_few
+from zoo.models.projections import outputs_first, project, project_few, whole
 
 Params = dict[str, jax.Array]
 Features = dict[str, jax.Array]
@@ -202,7 +201,7 @@ class Decoder(nnx.Module):
         Those of a padded vocabulary's padding are the least float. `few` is faster for few rows on a CPU.
         """
         c = self.config
-        table_vd = whole("head", (self.token_embed if c.tied else self.head)[...], h_btd.dtype)
+        table_vd = whole(SHARDING, "head", (self.token_embed if c.tied else self.head)[...], h_btd.dtype)
         product = project_few if few else project
         logits_btv = product("btd,vd->btv", h_btd, table_vd, None, dtype)
         if c.softcap:
@@ -273,7 +272,7 @@ class Decoder(nnx.Module):
 
     def _embed(self, tokens_bt: jax.Array, positions_bt: jax.Array | None, cells_bt: jax.Array) -> jax.Array:
         c, length = self.config, tokens_bt.shape[1]
-        x_btd = whole("token_embed", self.token_embed[...])[tokens_bt]
+        x_btd = whole(SHARDING, "token_embed", self.token_embed[...])[tokens_bt]
         if c.grid:
             row_bt, column_bt = jnp.divmod(jnp.maximum(cells_bt, 0) % math.prod(c.grid), c.grid[1])
             place_btd = self.row_embed[...][row_bt] + self.column_embed[...][column_bt]
@@ -331,7 +330,7 @@ class Decoder(nnx.Module):
             return o_bhtk, out | {"attention": weights_bhts}
 
         def layer(x_btd: jax.Array, inputs: tuple[Params, jax.Array | None]) -> tuple[jax.Array, Features]:
-            params = {name: whole(f"blocks/{name}", weight, x_btd.dtype) for name, weight in inputs[0].items()}
+            params = {name: whole(SHARDING, f"blocks/{name}", w, x_btd.dtype) for name, w in inputs[0].items()}
             x_btd, out = block(c, params, x_btd, turns, mix, inputs[1])
             return x_btd, {name: value for name, value in (out | {"residual": x_btd}).items() if name in wanted}
 
@@ -491,22 +490,6 @@ SHARDING = (
     (r"blocks/(up|gate)$", P(None, "fsdp", "tensor")),
     (r"blocks/down$", P(None, "tensor", "fsdp")),
 )
-
-
-def whole(name: str, weight: jax.Array, dtype: Any = None) -> jax.Array:
-    """A weight of SHARDING as it is used: of that dtype, and gathered over the mesh's `fsdp` axis; others as they are.
-
-    Without their layers' axis, those of blocks. The partitioner passes pieces of weights around instead, each product a
-    loop over them, with which a step of Llama 3.2 1B on eight chips takes twice as long.
-    """
-    spec = next((spec for pattern, spec in SHARDING if re.search(pattern, name)), None)
-    if spec is None:
-        return weight
-    parts = [axes if isinstance(axes, tuple) else (axes,) for axes in spec]
-    kept = [tuple(axis for axis in axes if axis not in (None, "fsdp")) for axes in parts]
-    weight = weight if dtype is None else weight.astype(dtype)
-    return constrain(weight, P(*kept[-weight.ndim :]))
-
 
 # For Muon and LoRA: (path regex, (axes that a matrix reduces over, its output's axes)). Layers are a batch of matrices.
 MATRICES = (

@@ -1,11 +1,15 @@
 """Products of activations and weights by the names of their dimensions; for few rows, as a CPU does them fastest."""
 
 import functools
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from zoo.models.layers import constrain
 
 
 def project(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None, dtype: Any = None) -> jax.Array:
@@ -32,6 +36,22 @@ def project_few(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array 
     y = jnp.einsum(order, weight.astype(x.dtype), x, preferred_element_type=dtype or x.dtype)
     y = jax.lax.optimization_barrier(y)
     return _plus(y.transpose([(outputs + others).index(name) for name in target]), bias, rows, names, target)
+
+
+def whole(rules: Sequence[tuple[str, P]], name: str, weight: jax.Array, dtype: Any = None) -> jax.Array:
+    """A weight that a rule splits, as it is used: of that dtype, and gathered over the mesh's `fsdp` axis.
+
+    Its last dimensions are those of its rule; a layer's weight has no axis of layers. Others are left as they are. The
+    partitioner passes pieces of weights around instead, each product a loop over them, with which a step of Llama 3.2
+    1B on eight chips takes twice as long.
+    """
+    spec = next((spec for pattern, spec in rules if re.search(pattern, name)), None)
+    if spec is None or jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1:
+        return weight
+    parts = [axes if isinstance(axes, tuple) else (axes,) for axes in spec]
+    kept = [tuple(axis for axis in axes if axis not in (None, "fsdp")) for axes in parts]
+    weight = weight if dtype is None else weight.astype(dtype)
+    return constrain(weight, P(*kept[-weight.ndim :]))
 
 
 def outputs_first(params: dict[str, jax.Array], inputs: Mapping[str, int]) -> dict[str, jax.Array]:
