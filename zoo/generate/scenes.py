@@ -82,13 +82,14 @@ class SceneModel:
     ) -> np.ndarray:
         """n pictures of each text, uint8 [texts, n, S, S, 3]; None is any scene.
 
-        Each is planned first, in words: a description of a scene that the text tells of; then that is drawn. With
-        `rank`, so many are drawn for each that is given back: those of which the model finds the text likeliest.
+        Each is planned first, as by `plan`: a description of a scene that the text tells of; guidance and temperature
+        are of drawing that. With `rank`, so many are drawn for each that is given back: those of which the model finds
+        the text likeliest.
         """
         if min(n, rank) < 1 or seed < 0:
             raise ZooError(f"{n} pictures of {rank} drawn for each, seed {seed}: the seed must be at least 0, others 1")
         sampling = Sampling(guidance=guidance, allowed=self._codes, temperature=temperature)
-        prompts = [draw_prompt(ids) for ids in self._planned(texts, n * rank, seed)]
+        prompts = [draw_prompt(ids) for ids in self._planned(texts, n * rank, seed, PLAN_TEMPERATURE)]
         seeds = [int(np.random.SeedSequence((seed, k)).generate_state(1)[0]) for k in range(n * rank)] * len(texts)
         images = self._pictures(self._ids(prompts, self.vocabulary.cells, sampling, draw_prompt(), seeds=seeds))
         if rank > 1:
@@ -158,9 +159,7 @@ class SceneModel:
         """The ids of codes: the first, and one past the last."""
         return self.vocabulary.first_code, self.vocabulary.hole
 
-    def _planned(
-        self, texts: Sequence[str | None], n: int, seed: int, temperature: float = PLAN_TEMPERATURE
-    ) -> list[list[int]]:
+    def _planned(self, texts: Sequence[str | None], n: int, seed: int, temperature: float) -> list[list[int]]:
         """The ids of n plans for each text."""
         sampling = Sampling(temperature=temperature, allowed=self._words, guidance=WORD_GUIDANCE)
         prompts = [plan_prompt(self.vocabulary, text) for text in texts]
