@@ -83,7 +83,6 @@ LLAMA = replace(
     GPT2,
     model="llama3.2-1b",
     context=2048,
-    loop="scan",
     remat="dots",
     batch=32,
     mesh=MeshConfig(data=1, fsdp=-1),

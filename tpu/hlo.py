@@ -73,6 +73,8 @@ class Cost:
     source: str
     kernel: Kernel | None = None
     """What is known of a Pallas kernel."""
+    beside: bool = False
+    """Whether a collective runs beside the work of a fusion that it is a part of. It counts in full all the same."""
 
 
 @dataclass
@@ -90,13 +92,15 @@ class Schedule:
         return [cost for cost in self.costs if cost.kind == kind]
 
     def collectives(self) -> dict[str, dict[str, float]]:
-        """By kind: how many run in a step, and the bytes and seconds of them all."""
-        found: dict[str, dict[str, float]] = defaultdict(lambda: {"count": 0, "bytes": 0, "seconds": 0.0})
+        """By kind: how many run in a step, the bytes and seconds of them all, and those that run beside other work."""
+        none = {"count": 0, "bytes": 0, "seconds": 0.0, "beside": 0.0}
+        found: dict[str, dict[str, float]] = defaultdict(none.copy)
         for cost in self.by("collective"):
             row = found[collective_kind(cost.op.opcode) or f"{between_slices(cost.op)} between slices"]
             row["count"] += cost.times
             row["bytes"] += cost.times * cost.bytes
             row["seconds"] += cost.seconds
+            row["beside"] += cost.seconds * cost.beside
         return dict(found)
 
     def kernels(self) -> dict[str, dict[str, float]]:
@@ -187,11 +191,12 @@ def schedule(text: str, chip: Chip, kernels: Sequence[Kernel] = (), peak: float 
         """Collectives inside of fusions, which run beside the fusion's own work."""
         for op in computations.get(name, []):
             if collective_kind(op.opcode):
-                collective(op, times, scatters=name.startswith("all-reduce-scatter"))
+                scatters = name.startswith("all-reduce-scatter")
+                collective(op, times, scatters, beside=not scatters)
             for inner in op.called("calls"):
                 links(inner, times)
 
-    def collective(op: Op, times: int, scatters: bool = False) -> None:
+    def collective(op: Op, times: int, scatters: bool = False, beside: bool = False) -> None:
         channel = re.search(r"channel_id=(\d+)", op.rest)
         if channel:  # the parts of one that is spread over several fusions share its channel
             if channel[1] in channels:
@@ -201,6 +206,7 @@ def schedule(text: str, chip: Chip, kernels: Sequence[Kernel] = (), peak: float 
         if scatters:  # an all-reduce in a fusion that keeps a part of it is how a TPU's program says reduce-scatter
             op, size = replace(op, opcode="reduce-scatter"), size // 2
         add(op, times, size / (chip.link * 1e9), "collective", size)
+        found.costs[-1].beside = beside
 
     def pallas(op: Op, times: int, moved: int) -> None:
         same = {kernel.seconds(peak, chip.bandwidth * 1e9): kernel for kernel in kernels if is_kernel(op, kernel)}

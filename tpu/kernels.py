@@ -10,14 +10,14 @@ as often as its index changes from one program to the next. What cannot be decid
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
 from jax.extend import core
 
-from zoo.train.flops import count_flops
+from zoo.train.flops import as_product, equation_flops
 
 LANES = 128  # rows and columns of a matrix unit that a product fills, or leaves idle
 REACHED = 0.7  # part of the peak that products of full width reach in a kernel
@@ -54,7 +54,7 @@ class Tally:
     flops: float = 0.0
     """Of its products, convolutions and kernels, two for each multiply-add."""
     needed: float = 0.0
-    """The same, of kernels what the model needs."""
+    """The same without what is a product only for speed, and of kernels what the model needs."""
     kernels: tuple[Kernel, ...] = ()
     """The Pallas kernels in it, one after the other."""
 
@@ -164,23 +164,30 @@ def tally(closed: Any) -> Tally:
 def tally_of(jaxpr: Any, known: Known) -> Tally:
     found, jaxpr = Tally(), getattr(jaxpr, "jaxpr", jaxpr)
     for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "pallas_call":
-            kernel = measure(equation, known)
-            found = found.plus(Tally(kernel.flops, kernel.needed, (kernel,)))
-        elif name == "scan":
-            found = found.plus(tally_of(params["jaxpr"], known.loop(equation)), params["length"])
-        elif name == "cond":
-            branches = [tally_of(branch, known.within(branch, equation.invars[1:])) for branch in params["branches"]]
-            found = found.plus(max(branches, key=lambda branch: branch.flops))
-        elif inner := subjaxprs(equation):
-            shards = math.prod(params["mesh"].shape[axis] for axis in manual(params)) if name == "shard_map" else 1
-            for part in inner:
-                found = found.plus(tally_of(part, known.within(part, equation.invars)), shards)
-        else:
-            flops = count_flops(jaxpr.replace(eqns=[equation]))
-            found = found.plus(Tally(flops, flops))
+        part = tally_one(equation, known)
+        found = found.plus(replace(part, needed=0.0) if as_product(equation) else part)
     return found
+
+
+def tally_one(equation: Any, known: Known) -> Tally:
+    """An equation with all that it holds."""
+    name, params = equation.primitive.name, equation.params
+    if name == "pallas_call":
+        kernel = measure(equation, known)
+        return Tally(kernel.flops, kernel.needed, (kernel,))
+    if name == "scan":
+        return Tally().plus(tally_of(params["jaxpr"], known.loop(equation)), params["length"])
+    if name == "cond":
+        branches = [tally_of(branch, known.within(branch, equation.invars[1:])) for branch in params["branches"]]
+        return max(branches, key=lambda branch: branch.flops)
+    if inner := subjaxprs(equation):
+        shards = math.prod(params["mesh"].shape[axis] for axis in manual(params)) if name == "shard_map" else 1
+        found = Tally()
+        for part in inner:
+            found = found.plus(tally_of(part, known.within(part, equation.invars)), shards)
+        return found
+    flops = equation_flops(equation)
+    return Tally(flops, flops)
 
 
 def manual(params: Any) -> Any:

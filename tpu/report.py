@@ -59,6 +59,7 @@ def show(plans: Sequence[Plan]) -> None:
     for p in plans:
         for kind, row in p.collectives.items():
             moved = f"{row['bytes'] / 2**20:,.1f} MiB, {1e3 * row['seconds']:.3f} ms"
+            moved += f", {1e3 * row['beside']:.3f} of them beside other work" if row.get("beside") else ""
             console.print(f"{p.label}: {row['count']:g} {kind} a step, {moved}")
         for name, row in p.kernels.items():
             done = f"{row['flops'] / 1e9:,.4g} GFLOP, {row['bytes'] / 2**20:,.1f} MiB, {1e3 * row['seconds']:.3f} ms"

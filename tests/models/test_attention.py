@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 from jax.sharding import AxisType
 
 from zoo.models import attention
 from zoo.models.attention import Seen, attend, attend_causally, cudnn, splash
+from zoo.models.layers import remat
 
 B, H, G, T, K, WINDOW = 2, 4, 2, 20, 8, 6
 DOCUMENTS = np.array([[1] * 7 + [2] * 13, [1] * 20], np.int32)
@@ -71,6 +73,33 @@ def test_splash_equals_xla(case, plain):
     window, documents = CASES[case]
     run = functools.partial(splash, window=window, documents_bt=documents, interpret=True)
     assert_equal(jax.jit(functools.partial(value_and_grads, run))(*arrays()), plain(case), 1e-4)
+
+
+def test_splash_goes_backward_in_two_kernels_where_a_sequence_is_long(plain, monkeypatch):
+    monkeypatch.setattr(attention, "SPLASH_WIDE", 64)
+    attention._splash_kernel.cache_clear()
+    run = jax.jit(functools.partial(value_and_grads, functools.partial(splash, documents_bt=DOCUMENTS, interpret=True)))
+    assert_equal(run(*arrays()), plain("documents"), 1e-4)
+    assert "splash_mha_dq" in str(jax.make_jaxpr(run)(*arrays()))
+    attention._splash_kernel.cache_clear()
+
+
+def test_splash_with_heads_that_fill_a_register():
+    rng = np.random.default_rng(1)
+    q, k, v, weight = (jnp.asarray(rng.standard_normal((1, h, 9, 128)), jnp.float32) for h in (2, 1, 1, 2))
+    at = jnp.arange(9)[None]
+    by_xla = lambda q, k, v: attend(q, k, v, Seen(at, at).mask())[0]
+    by_kernel = functools.partial(splash, interpret=True)
+    found, expected = (jax.jit(functools.partial(value_and_grads, run))(q, k, v, weight) for run in (by_kernel, by_xla))
+    assert_equal(found, expected, 1e-4)
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("dots", 2), ("dots_no_batch", 2), ("full", 0)])
+def test_what_a_kernel_of_attention_makes_is_kept_with_products(policy, kept, capsys):
+    """Its values and the logarithms of its sums."""
+    q, k, v, _ = arrays()
+    print_saved_residuals(remat(lambda q: splash(q, k, v, interpret=True), policy), q)
+    assert capsys.readouterr().out.count("splash_attention_kernel.py") == kept
 
 
 @pytest.mark.parametrize("case", ["causal", "both"])

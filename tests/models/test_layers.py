@@ -7,6 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.errors import ZooError
 from zoo.models.layers import constrain, dropout, layer_norm, relu2, remat, resolve_dtype
+from zoo.models.positions import rotary_frequencies, rotary_turns, rotate, rotate_by_product
 from zoo.models.projections import project, whole
 
 
@@ -74,15 +75,32 @@ def test_squared_relu_and_its_gradient_by_hand():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_gradient_of_a_bias_is_the_sum_over_rows(dtype):
+@pytest.mark.parametrize(
+    ("equation", "weight", "shape", "rows"),
+    [("btd,dhk->bhtk", (3, 4, 2), (2, 4, 5, 2), (0, 2)), ("btd,df->btf", (3, 7), (2, 5, 7), (0, 1))],
+)
+def test_the_gradient_of_a_bias_is_the_sum_over_rows(equation, weight, shape, rows, dtype):
     x = jax.random.normal(jax.random.key(0), (2, 5, 3)).astype(dtype)
-    weight, bias = jnp.ones((3, 4, 2), dtype), jnp.zeros((4, 2))
-    scale = jnp.arange(2 * 4 * 5 * 2, dtype=jnp.float32).reshape(2, 4, 5, 2) % 7  # whole numbers: exact in bfloat16
+    weight, bias = jnp.ones(weight, dtype), jnp.zeros(weight[1:])
+    scale = jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape) % 7  # whole numbers: exact in bfloat16
 
     def total(bias):
-        return jnp.sum(project("btd,dhk->bhtk", x, weight, bias).astype(jnp.float32) * scale)
+        return jnp.sum(project(equation, x, weight, bias).astype(jnp.float32) * scale)
 
-    np.testing.assert_array_equal(jax.grad(total)(bias), scale.sum((0, 2)))
+    np.testing.assert_array_equal(jax.grad(total)(bias), scale.sum(rows))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rotations_by_a_product_are_the_same(dtype):
+    rng = np.random.default_rng(0)
+    x, weight = (jnp.asarray(rng.standard_normal((2, 3, 5, 8)), dtype) for _ in range(2))
+    turns = rotary_turns(jnp.arange(10).reshape(2, 5), rotary_frequencies(8, 100.0))
+    run = lambda rotation: jax.vjp(lambda x: rotation(x, *turns), x)
+    (plain, plain_back), (found, back) = run(rotate), run(rotate_by_product)
+    assert found.dtype == dtype
+    step = jnp.finfo(dtype).eps
+    for a, b in ((found, plain), (back(weight)[0], plain_back(weight)[0])):
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=step, atol=step)
 
 
 @pytest.mark.parametrize("biased", [True, False])

@@ -2,6 +2,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from zoo.data.augment import crop_and_scale
+from zoo.models.positions import rotate_by_product
+from zoo.models.projections import project
+from zoo.objectives.losses import label_nats
 from zoo.train.flops import count_flops, peak_flops
 
 
@@ -29,6 +33,17 @@ def test_scan_counts_every_iteration():
 
     assert count(chain, (4, 6), (6, 6)) == 11 * 2 * 4 * 6 * 6
     assert count(jax.jit(jax.checkpoint(chain)), (4, 6), (6, 6)) == 11 * 2 * 4 * 6 * 6
+
+
+def test_products_that_are_so_for_speed_alone_do_not_count():
+    """Not sums over a vocabulary, of biases' gradients, turns of pairs, or shifts of images."""
+    nats = lambda x, w: jnp.sum(label_nats(x @ w, jnp.zeros((1, 4), jnp.int32)))
+    assert count(jax.grad(nats), (1, 4, 6), (6, 5)) == 2 * 2 * 4 * 6 * 5
+    biased = lambda x, w, bias: jnp.sum(project("btd,dhk->bhtk", x, w, bias))
+    assert count(jax.grad(biased, argnums=(1, 2)), (1, 4, 6), (6, 2, 5), (2, 5)) == 2 * 2 * 4 * 6 * 10
+    turned = lambda x, angles: jnp.sum(rotate_by_product(x, angles, angles))
+    assert count(jax.grad(turned), (1, 2, 4, 6), (1, 4, 3)) == 0
+    assert count(lambda image: crop_and_scale(image, 1, 2, 1.0), (8, 8, 3)) == 0
 
 
 def test_dearest_branch_counts():

@@ -69,7 +69,8 @@ def crop_and_scale(image_hwc: jax.Array, down: jax.Array, right: jax.Array, fact
     """
     height, width, _ = image_hwc.shape
     rows, columns = _shares(height, down, factor), _shares(width, right, factor)
-    return jnp.einsum("ij,jkc,lk->ilc", rows, image_hwc, columns, precision="highest")
+    with jax.named_scope("as_product"):
+        return jnp.einsum("ij,jkc,lk->ilc", rows, image_hwc, columns, precision="highest")
 
 
 def _shares(size: int, first: jax.Array, factor: jax.Array | float) -> jax.Array:

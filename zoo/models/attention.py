@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from zoo.models.layers import dropout
+from zoo.models.layers import ATTENDED, dropout
 
 Implementation = Literal["auto", "xla", "splash", "cudnn"]
 SPLASH_LANES = 128  # the kernel's blocks are multiples of this
 SPLASH_BLOCK = 512
-SPLASH_WIDE = 1024  # keys of a block of the backward pass: the sum over many blocks costs more than masked entries
+SPLASH_WIDE = 1024  # tokens up to which one kernel goes backward, of all keys at once: its sums over blocks are dear
 BLOCK = 256  # queries that are taken at once, so that keys which none of them may see cost nothing
 LONG = 256  # tokens from which on a kernel is faster than scores that are kept
 
@@ -143,7 +143,7 @@ def splash(
     def local(q: jax.Array, k: jax.Array, v: jax.Array, documents_bt: jax.Array) -> jax.Array:
         from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
-        kernel = _splash_kernel(q.shape[1], q.shape[2], window, interpret)
+        kernel = _splash_kernel(*q.shape[1:], window, interpret)
         return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, SegmentIds(ids, ids)))(q, k, v, documents_bt)
 
     mesh = jax.sharding.get_abstract_mesh()
@@ -183,23 +183,19 @@ def cudnn(
 
 
 @functools.lru_cache(maxsize=32)
-def _splash_kernel(heads: int, t: int, window: int, interpret: bool) -> Any:
+def _splash_kernel(heads: int, t: int, k: int, window: int, interpret: bool) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as lib
 
-    block, wide = math.gcd(t, SPLASH_BLOCK), math.gcd(t, SPLASH_WIDE)
-    sizes = lib.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_kv_compute=block,
-        block_q_dkv=block,
-        block_kv_dkv=wide,
-        block_kv_dkv_compute=block,
-        use_fused_bwd_kernel=True,
-        # Heads of 64 would leave half of a register's lanes empty, in memory too; times fill them.
-        q_layout=lib.QKVLayout.SEQ_MINOR,
-        k_layout=lib.QKVLayout.SEQ_MINOR,
-        v_layout=lib.QKVLayout.SEQ_MINOR,
-    )
+    block = math.gcd(t, SPLASH_BLOCK)
+    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv_compute")
+    blocks: dict[str, Any] = dict.fromkeys(names, block)
+    if t <= SPLASH_WIDE:
+        blocks |= {"block_kv_dkv": t, "use_fused_bwd_kernel": True}
+    else:
+        blocks |= {"block_kv_dkv": block, "block_q_dq": block, "block_kv_dq": block}
+    # Heads of 64 would leave half of a register's lanes empty, in memory too; times fill them.
+    layout = lib.QKVLayout.HEAD_DIM_MINOR if k % SPLASH_LANES == 0 else lib.QKVLayout.SEQ_MINOR
+    sizes = lib.BlockSizes(**blocks, q_layout=layout, k_layout=layout, v_layout=layout)
     mask = lib.LocalMask((t, t), (window - 1, 0), 0) if window else lib.CausalMask((t, t))
     with jax.ensure_compile_time_eval():  # the kernel keeps its tables: they must not belong to one trace
         kernel = lib.make_splash_mha(
@@ -207,6 +203,7 @@ def _splash_kernel(heads: int, t: int, window: int, interpret: bool) -> Any:
             block_sizes=sizes,
             head_shards=1,
             q_seq_shards=1,
+            residual_checkpoint_name=ATTENDED,
             interpret=interpret,
         )
         return jax.tree.map(np.asarray, kernel)

@@ -19,7 +19,7 @@ from zoo.errors import ZooError, unknown
 from zoo.models.attention import Cache, Implementation, Seen, attend, attend_causally
 from zoo.models.layers import Policy, constrain, dropout, layer_norm, relu2, remat, resolve_dtype, rms_norm, unstack
 from zoo.models.positions import grid_cells, rotary_frequencies, rotary_turns, rotate, sinusoids
-from zoo.models.projections import outputs_first, project, project_few, whole
+from zoo.models.projections import apart, look_up, outputs_first, project, project_few, whole
 
 Params = dict[str, jax.Array]
 Features = dict[str, jax.Array]
@@ -271,8 +271,8 @@ class Decoder(nnx.Module):
         return [outputs_first(params, INPUTS) for params in self.layers()]
 
     def _embed(self, tokens_bt: jax.Array, positions_bt: jax.Array | None, cells_bt: jax.Array) -> jax.Array:
-        c, length = self.config, tokens_bt.shape[1]
-        x_btd = whole(SHARDING, "token_embed", self.token_embed[...])[tokens_bt]
+        c, length, dtype = self.config, tokens_bt.shape[1], resolve_dtype(self.config.dtype)
+        x_btd = look_up(whole(SHARDING, "token_embed", self.token_embed[...], dtype), tokens_bt)
         if c.grid:
             row_bt, column_bt = jnp.divmod(jnp.maximum(cells_bt, 0) % math.prod(c.grid), c.grid[1])
             place_btd = self.row_embed[...][row_bt] + self.column_embed[...][column_bt]
@@ -283,7 +283,7 @@ class Decoder(nnx.Module):
         elif c.positions == "sinusoidal":  # the embedding is scaled as in section 3.4 of the paper
             positions_bt = jnp.arange(length)[None] if positions_bt is None else positions_bt
             x_btd = x_btd * math.sqrt(c.d_model) + sinusoids(positions_bt, c.d_model)
-        return constrain(x_btd.astype(resolve_dtype(c.dtype)), BATCH)
+        return constrain(x_btd.astype(dtype), BATCH)
 
     def _turns(self, positions_bt: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         c = self.config
@@ -341,7 +341,7 @@ class Decoder(nnx.Module):
         else:
             outs = []
             for layer_inputs in unstack(inputs, c.layers):
-                x_btd, out = layer(x_btd, layer_inputs)
+                x_btd, out = layer(x_btd, apart(layer_inputs))
                 outs.append(out)
             out = jax.tree.map(lambda *parts: jnp.stack(parts), *outs)
         x_btd = self._final(x_btd)
@@ -445,7 +445,6 @@ MODERN = DecoderConfig(
     loop="unroll",
 )
 
-# Llama's architecture: rotary positions, RMSNorm, SwiGLU, no biases.
 LLAMA = DecoderConfig(positions="rotary", norm="rms", activation="swiglu", bias=False)
 LLAMA3 = replace(LLAMA, vocab_size=128256, context=131072, rope_theta=5e5, rope_original=8192)
 LLAMA31 = replace(LLAMA3, rope_factor=8.0, tied=False)

@@ -13,12 +13,16 @@ from zoo.errors import unknown
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
+ATTENDED = "attended"  # names what a kernel of attention makes, in which no policy sees products
+_policies = jax.checkpoint_policies
+_attended = _policies.save_only_these_names(ATTENDED)
+
 Policy = Literal["none", "full", "dots", "dots_no_batch"]
 REMAT: dict[Policy, Any] = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": _policies.nothing_saveable,
+    "dots": _policies.save_from_both_policies(_policies.dots_saveable, _attended),
+    "dots_no_batch": _policies.save_from_both_policies(_policies.dots_with_no_batch_dims_saveable, _attended),
 }
 
 
@@ -51,7 +55,8 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
     """(x - mean) / sqrt(variance + eps) · scale + bias over the last axis, in float32 (Ba et al. 2016).
 
-    Its gradient keeps x, and two numbers a row: on a TPU that is faster than what follows from each operation.
+    The variance is the mean square less the mean's, as in flax: a TPU sums both as it makes x, and reads x once less.
+    The gradient keeps x, and two numbers a row: there that is faster than what follows from each operation.
     """
     return _layer_norm_forward(x, scale, bias, eps)[0]
 
@@ -59,7 +64,8 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: floa
 def _layer_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> tuple[jax.Array, Any]:
     y = x.astype(jnp.float32)
     mean = jnp.mean(y, axis=-1, keepdims=True)
-    rate = jax.lax.rsqrt(jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True) + eps)
+    variance = jnp.maximum(jnp.mean(jnp.square(y), axis=-1, keepdims=True) - jnp.square(mean), 0)
+    rate = jax.lax.rsqrt(variance + eps)
     y = (y - mean) * rate * _along_last(scale, x)
     return (y if bias is None else y + _along_last(bias, x)).astype(x.dtype), (x, scale, bias, mean, rate)
 
@@ -101,9 +107,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def remat(fn: Callable[..., Any], policy: str, in_scan: bool = False) -> Callable[..., Any]:
     """`fn`, whose gradient keeps only what the policy names and computes the rest again.
 
-    none: keep all; full: keep only the inputs; dots: keep the results of matrix products; dots_no_batch: of
-    those products alone that have no batch dimension, so not the attention scores. A scan already keeps the
-    compiler from merging the second computation with the first; outside of one, a barrier must.
+    none: keep all; full: keep only the inputs; dots: keep the results of matrix products, and of attention by a kernel;
+    dots_no_batch: of those products alone that have no batch dimension, so not attention's scores. A scan already keeps
+    the compiler from merging the second computation with the first; outside of one, a barrier must.
     """
     if policy not in REMAT:
         raise unknown("remat policy", policy, REMAT)

@@ -52,7 +52,8 @@ def _label_nats_forward(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array
     highest = jnp.max(logits, axis=-1).astype(jnp.float32)
     shares = jnp.exp(logits.astype(jnp.float32) - highest[..., None]).astype(logits.dtype)
     ones = jnp.ones((logits.shape[-1], 8), logits.dtype)
-    total = jnp.matmul(shares, ones, precision="highest", preferred_element_type=jnp.float32)[..., 0]
+    with jax.named_scope("as_product"):
+        total = jnp.matmul(shares, ones, precision="highest", preferred_element_type=jnp.float32)[..., 0]
     normalizer = jnp.log(total) + highest
     return normalizer - target, (logits, labels, normalizer)
 

@@ -32,17 +32,27 @@ def peak_flops(device: Any) -> float | None:
     return PEAK_TFLOPS[max(matches, key=len)] * 1e12 if matches else None
 
 
-def count_flops(jaxpr: Any) -> int:
-    """FLOPs of the dots and convolutions of a (closed) jaxpr, two for each multiply-add.
+# The `jax.named_scope` of sums, turns and shifts that are written as products because chips are fast at those
+AS_PRODUCT = "as_product"
 
-    Scan bodies count once per iteration, the dearest branch of a conditional counts, and the body of a
-    loop of unknown length counts once.
+
+def count_flops(jaxpr: Any) -> int:
+    """FLOPs that a (closed) jaxpr needs for its dots and convolutions, two for each multiply-add.
+
+    Scan bodies count once per iteration, the dearest branch of a conditional counts, and the body of a loop of unknown
+    length counts once. What is a product only for speed does not count.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+    return sum(equation_flops(equation) for equation in jaxpr.eqns if not as_product(equation))
 
 
-def _equation_flops(equation: Any) -> int:
+def as_product(equation: Any) -> bool:
+    """Whether an equation lies in the scope AS_PRODUCT, or is the gradient of one that does."""
+    return AS_PRODUCT in str(equation.source_info.name_stack)
+
+
+def equation_flops(equation: Any) -> int:
+    """`count_flops` of one equation, in whatever scope it lies."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracting, _), _ = params["dimension_numbers"]
