@@ -60,6 +60,13 @@ SCENES = Config(steps=3600, batch=16, eval_every=900, save_every=200, optim=MUON
 PRESETS = {"scenes": SCENES}
 
 
+def codes_of(eyes: Tokenizer, image: jax.Array, redrawn: jax.Array) -> jax.Array:
+    """The codes int32 [B, pictures, cells] of pictures uint8 [B, pictures, S, S, 3], or of their reconstructions."""
+    codes = eyes.encode(image.reshape(-1, *image.shape[2:]).astype(jnp.float32) / 255)
+    codes = jnp.where(redrawn.reshape(-1, 1, 1), eyes.encode(eyes.decode(codes)), codes)
+    return codes.reshape(*image.shape[:2], -1)
+
+
 def main(config: Config, run: Run) -> None:
     # The tokenizer, and the vocabulary that its codes belong to
     tokenizer = zoo.load(config.tokenizer)
@@ -92,8 +99,7 @@ def main(config: Config, run: Run) -> None:
     def nats(params, stats, batch):
         """Weighed nats of every token but the first, [B, T - 1]."""
         eyes = functional.merge(tokenizer_graph, stats["eyes"]["params"], stats["eyes"]["stats"])
-        image = batch["image"].reshape(-1, size, size, 3).astype(jnp.float32) / 255
-        codes = eyes.encode(image).reshape(*batch["image"].shape[:2], vocabulary.cells)
+        codes = codes_of(eyes, batch["image"], batch["redrawn"])
         tokens = fill(batch["tokens"], batch["slots"], codes, vocabulary.first_code)
         seen = {name: batch[name][:, :-1] for name in ("positions", "documents", "given")}
         logits = functional.merge(graphdef, params, {})(tokens[:, :-1], **seen)

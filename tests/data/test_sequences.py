@@ -158,6 +158,16 @@ def test_one_in_ten_drawings_and_plans_is_of_any_scene(task, mark):
     assert untold[0].tokens.tolist() == [id_of("<begin>"), id_of("<image>"), 0, 0, 0, 0, id_of("<end>")]
 
 
+@pytest.mark.parametrize(
+    ("task", "share"), [("caption", 0.5), ("describe", 0.5), ("answer", 0.5), ("draw", 0), ("clean", 0)]
+)
+def test_half_of_the_pictures_to_be_read_are_redrawn(task, share):
+    row = SceneRows("train", SMALL, 20_000, pictures=400, mix=only(task)).sequences(0)
+    redrawn = [picture.redrawn for _, layout in row for picture in layout.pictures]
+    assert len(redrawn) > 300
+    assert np.mean(redrawn) == pytest.approx(share, abs=0.08 if share else 0)
+
+
 def test_codes_fill_their_slots():
     tokens = np.array([[1, 3, 0, 0, 2], [4, 0, 0, 0, 0]], np.int32)
     slots = np.array([[-1, -1, 3, 0, -1], [-1, 1, 2, -1, -1]], np.int32)
@@ -203,6 +213,7 @@ def test_rows_keep_their_bounds(length, pictures, size):
     batch = source[np.arange(40)]
     shapes = {name: x.shape for name, x in batch.items()}
     assert shapes.pop("image") == (40, pictures, size, size, 3)
+    assert shapes.pop("redrawn") == (40, pictures)
     assert set(shapes.values()) == {(40, length)}
     assert batch["slots"].max() < pictures * 64
     assert not (batch["tokens"] * (batch["slots"] >= 0)).any()
@@ -221,6 +232,8 @@ def test_rows_keep_their_bounds(length, pictures, size):
         assert len(shown) <= pictures
         assert set(slots // 64) <= set(range(len(shown)))
         assert not row["image"][len(shown) :].any()
+        absent = [False] * (pictures - len(shown))
+        assert row["redrawn"].tolist() == [picture.redrawn for picture in shown] + absent
         for image, picture in zip(row["image"], shown, strict=False):
             np.testing.assert_array_equal(image, picture.pixels(size))
         for document, (task, _) in enumerate(found, start=1):
@@ -237,7 +250,7 @@ def test_tasks_come_as_often_as_the_mix_says():
         assert len(tasks) > 1200
         return {task: count / len(tasks) for task, count in collections.Counter(tasks).items()}
 
-    expected = {"draw": 0.34, "plan": 0.16, "caption": 0.05, "describe": 0.14, "answer": 0.12, "tell": 0.13}
+    expected = {"draw": 0.42, "plan": 0.08, "caption": 0.06, "describe": 0.14, "answer": 0.12, "tell": 0.12}
     assert shares(SceneMix()) == pytest.approx(expected | {"clean": 0.04, "text": 0.02}, abs=0.04)
     assert shares(only("text", "tell")) == pytest.approx({"text": 0.5, "tell": 0.5}, abs=0.04)
 

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -52,6 +54,18 @@ def test_saved_on_eight_devices_and_continued_on_one(recipe, single, tmp_path):
     loaded = zoo.load(tmp_path / "run")
     assert loaded.config.grid == (4, 4)
     assert zoo.draw("a red circle", model=tmp_path / "run", n=2)[1].size == (64, 64)
+
+
+def test_some_codes_are_of_reconstructions():
+    eyes = Tokenizer(EYES, nnx.Rngs(1))
+    image = np.random.default_rng(0).integers(0, 256, (3, 2, 32, 32, 3), np.uint8)
+    once = eyes.encode(jnp.asarray(image.reshape(6, 32, 32, 3), jnp.float32) / 255)
+    again = eyes.encode(eyes.decode(once))
+    assert (once != again).any(axis=(1, 2)).all()
+    redrawn = np.array([[True, False], [False, False], [True, True]])
+    expected = [again[0], once[1], once[2], once[3], again[4], again[5]]
+    found = scenes.codes_of(eyes, jnp.asarray(image), jnp.asarray(redrawn))
+    assert found.tolist() == np.reshape(expected, (3, 2, 16)).tolist()
 
 
 def test_other_models_than_tokenizers_are_refused(recipe, tmp_path):

@@ -15,11 +15,11 @@ from zoo.data.oracle import read_scenes
 from zoo.data.scenes import scene
 from zoo.data.sentences import describe, holds, text_of
 from zoo.data.sentences import questions as all_questions
-from zoo.data.sequences import CAPTION, END, Vocabulary, caption_prompt, draw_prompt
+from zoo.data.sequences import CAPTION, END, Vocabulary, caption_prompt, describe_prompt, draw_prompt
 from zoo.errors import ZooError
 from zoo.generate.sampling import Sampling
 from zoo.generate.scene_exam import Scores, chained, examine, mean, questions_of
-from zoo.generate.scenes import SceneModel, in_parts
+from zoo.generate.scenes import GUIDANCE, TEMPERATURE, SceneModel, in_parts, token_logps
 from zoo.models.decoder import MODERN, Decoder
 from zoo.models.tokenizer import Tokenizer, TokenizerConfig
 
@@ -94,12 +94,32 @@ def test_what_is_planned_is_drawn(model):
 
 
 def test_ranked_drawings_are_the_likeliest(model):
+    """As the sentence and as the plan, by the codes that were drawn and by those that the picture has."""
     four = model.draw(["a red circle"], n=4, seed=0)[0]
-    nats = model.likelihood(four, ["a red circle"] * 4)
+    plans = [WORDS.encode(plan) for plan in model.plan(["a red circle"], n=4, seed=0)]
+    sampling = Sampling(guidance=GUIDANCE, temperature=TEMPERATURE, allowed=(WORDS.first_code, WORDS.hole))
+    seeds = [int(np.random.SeedSequence((0, k)).generate_state(1)[0]) for k in range(4)]
+    written = model.generator.complete(
+        [*map(draw_prompt, plans), *[draw_prompt()] * 4], WORDS.cells, seed=seeds * 2, sampling=sampling
+    )
+    drawn = np.array([each.ids for (each,) in written[:4]]) - WORDS.first_code
+
+    def nats(prompt, ids):
+        row = np.array([[*prompt, *ids, END]])
+        logps = token_logps(*model._decoder, row, np.arange(row.shape[1]) < len(prompt))
+        return float(logps[0, len(prompt) - 1 :].sum())
+
+    found = [
+        sum(
+            nats(caption_prompt(WORDS, codes), WORDS.encode("a red circle")) + nats(describe_prompt(WORDS, codes), plan)
+            for codes in (drawn[k], model.encode(four[k : k + 1])[0])
+        )
+        for k, plan in enumerate(plans)
+    ]
     (best,) = model.draw(["a red circle"], n=1, rank=4, seed=0)[0]
-    np.testing.assert_array_equal(best, four[np.argmax(nats)])
+    np.testing.assert_array_equal(best, four[np.argmax(found)])
     two = model.draw(["a red circle"], n=2, rank=2, seed=0)[0]
-    np.testing.assert_array_equal(two, four[np.sort(np.argsort(-nats)[:2])])
+    np.testing.assert_array_equal(two, four[np.sort(np.argsort(found)[2:])])
 
 
 @pytest.mark.parametrize("prefix", [False, True])

@@ -28,6 +28,7 @@ PAD, BEGIN, IMAGE, DAMAGED, CAPTION, DESCRIBE, QUESTION, ANSWER, END = range(len
 FIRST_WORD = len(SPECIALS)
 QUESTIONS = 3  # in a sequence, all different
 UNTOLD = 10  # one in so many drawings, and plans, is of any scene
+REDRAWN = 2  # one in so many pictures to be read is seen as the tokenizer draws it
 TRIES = 5  # draws of a sequence that fits, before a row is left as it is
 _ROW = 1  # keeps the random choices of a row apart from those of a scene
 
@@ -135,6 +136,8 @@ class Picture:
 
     scene: Scene
     damage: Hole | Noise | None = None
+    redrawn: bool = False
+    """Whether its codes are those of its reconstruction, as a model's own drawings have them."""
 
     def pixels(self, size: int) -> np.ndarray:
         """uint8 [size, size, 3]."""
@@ -169,16 +172,21 @@ def _plan(scene: Scene, draw: Draw) -> list[Part]:
     return [given(BEGIN, told, DESCRIBE), learned(text_of(describe(scene, order)), END)]
 
 
+def _seen(scene: Scene, draw: Draw) -> Picture:
+    """To be read: codes change when decoded and encoded again, so a model should know scenes by both."""
+    return Picture(scene, redrawn=not draw.below(REDRAWN))
+
+
 def _caption(scene: Scene, draw: Draw) -> list[Part]:
-    return [given(BEGIN, IMAGE, Picture(scene), CAPTION), learned(text_of(caption(scene, draw)), END)]
+    return [given(BEGIN, IMAGE, _seen(scene, draw), CAPTION), learned(text_of(caption(scene, draw)), END)]
 
 
 def _describe(scene: Scene, draw: Draw) -> list[Part]:
-    return [given(BEGIN, IMAGE, Picture(scene), DESCRIBE), learned(text_of(describe(scene)), END)]
+    return [given(BEGIN, IMAGE, _seen(scene, draw), DESCRIBE), learned(text_of(describe(scene)), END)]
 
 
 def _answer(scene: Scene, draw: Draw) -> list[Part]:
-    return [given(BEGIN, IMAGE, Picture(scene)), *_asked(scene, draw)]
+    return [given(BEGIN, IMAGE, _seen(scene, draw)), *_asked(scene, draw)]
 
 
 def _tell(scene: Scene, draw: Draw) -> list[Part]:
@@ -280,17 +288,17 @@ def longest(vocabulary: Vocabulary, things: int | None = None) -> dict[str, int]
 class SceneMix:
     """How often a sequence is drawn of each task. The shares need not sum to 1."""
 
-    draw: float = 0.34
+    draw: float = 0.42
     """From a description, or now and then from none, to a picture."""
-    plan: float = 0.16
+    plan: float = 0.08
     """From a caption, or now and then from none, to a description of a scene that it tells of."""
-    caption: float = 0.05
+    caption: float = 0.06
     """From a picture to something true of it."""
     describe: float = 0.14
     """From a picture to all of it."""
     answer: float = 0.12
     """Questions about a picture."""
-    tell: float = 0.13
+    tell: float = 0.12
     """Questions about a description."""
     clean: float = 0.04
     """From a damaged picture to the whole one."""
@@ -336,7 +344,8 @@ class SceneRows:
     "given" bool [n, L], what of each sequence comes before the first token to be learned;
     "weights" float32 [n, L], for each token to be learned (at its own place, not the one before it) the factor of its
     task over how many there are in its sequence, 0 for others; "kinds" int32 [n, L], its task in TASKS, -1 for others;
-    "image" uint8 [n, pictures, size, size, 3] in the order of the slots, zeros behind the last.
+    "image" uint8 [n, pictures, size, size, 3] in the order of the slots, zeros behind the last;
+    "redrawn" bool [n, pictures], whether its codes are to be those of its reconstruction.
 
     Where the next sequence does not fit, further ones are drawn, five in all, so that the end of a row has rather a
     short one: the longer rows are, the nearer the shares come to those of `mix`.
@@ -403,6 +412,7 @@ class SceneRows:
         slots_nt, kinds_nt = np.full((2, *shape), -1, np.int32)
         given_nt, weights_nt = np.zeros(shape, bool), np.zeros(shape, np.float32)
         image = np.zeros((len(indices), self.pictures, self.size, self.size, 3), np.uint8)
+        redrawn = np.zeros((len(indices), self.pictures), bool)
         for row, index in enumerate(indices):
             start, shown = 0, 0
             for document, (task, layout) in enumerate(self.sequences(int(index)), start=1):
@@ -415,7 +425,7 @@ class SceneRows:
                 weights_nt[at] = layout.learned * (self.factors[kind] / layout.learned.sum())
                 kinds_nt[at] = np.where(layout.learned, kind, -1)
                 for i, picture in enumerate(layout.pictures, start=shown):
-                    image[row, i] = picture.pixels(self.size)
+                    image[row, i], redrawn[row, i] = picture.pixels(self.size), picture.redrawn
                 start, shown = start + len(layout.tokens), shown + len(layout.pictures)
         return {
             "tokens": tokens_nt,
@@ -426,6 +436,7 @@ class SceneRows:
             "weights": weights_nt,
             "kinds": kinds_nt,
             "image": image,
+            "redrawn": redrawn,
         }
 
 

@@ -83,18 +83,25 @@ class SceneModel:
         """n pictures of each text, uint8 [texts, n, S, S, 3]; None is any scene.
 
         Each is planned first, as by `plan`: a description of a scene that the text tells of; guidance and temperature
-        are of drawing that. With `rank`, so many are drawn for each that is given back: those of which the model finds
-        the text likeliest.
+        are of drawing that. With `rank`, so many are drawn for each that is given back: those of which the model, as it
+        reads them, finds the text and the plan likeliest.
         """
         if min(n, rank) < 1 or seed < 0:
             raise ZooError(f"{n} pictures of {rank} drawn for each, seed {seed}: the seed must be at least 0, others 1")
         sampling = Sampling(guidance=guidance, allowed=self._codes, temperature=temperature)
-        prompts = [draw_prompt(ids) for ids in self._planned(texts, n * rank, seed, PLAN_TEMPERATURE)]
+        plans = self._planned(texts, n * rank, seed, PLAN_TEMPERATURE)
         seeds = [int(np.random.SeedSequence((seed, k)).generate_state(1)[0]) for k in range(n * rank)] * len(texts)
-        images = self._pictures(self._ids(prompts, self.vocabulary.cells, sampling, draw_prompt(), seeds=seeds))
+        prompts = [draw_prompt(plan) for plan in plans]
+        drawn = self._codes_of(self._ids(prompts, self.vocabulary.cells, sampling, draw_prompt(), seeds=seeds))
+        images = self.decode(drawn)
         if rank > 1:
-            told = [text or "" for text in texts for _ in range(n * rank)]
-            nats = self.likelihood(images, told).reshape(-1, n * rank)
+            told = [self.vocabulary.encode(text or "") for text in texts for _ in range(n * rank)]
+            readings = [
+                self._logps([prompt(self.vocabulary, code) for code in codes], [[*ids, END] for ids in written])
+                for codes in (drawn, self.encode(images))  # a picture's codes are others than it was drawn by
+                for prompt, written in ((caption_prompt, told), (describe_prompt, plans))
+            ]
+            nats = np.sum(readings, axis=0).reshape(-1, n * rank)
             best = np.sort(np.argsort(-nats, axis=1, kind="stable")[:, :n], axis=1)
             images = images.reshape(*nats.shape, *images.shape[1:])[np.arange(len(texts))[:, None], best]
         return images.reshape(len(texts), n, *images.shape[-3:])
@@ -132,7 +139,7 @@ class SceneModel:
         lost = np.zeros((len(images), self.size, self.size), bool) if holes is None else np.asarray(holes, bool)
         prompts = self.mending_prompts(self.encode(images), lost)
         sampling = Sampling(temperature=0, allowed=self._codes)
-        mended = self._pictures(self._ids(prompts, self.vocabulary.cells, sampling))
+        mended = self.decode(self._codes_of(self._ids(prompts, self.vocabulary.cells, sampling)))
         return mended if holes is None else np.where(lost[..., None], mended, images)
 
     def mending_prompts(self, codes: np.ndarray, holes: np.ndarray) -> list[list[int]]:
@@ -145,7 +152,10 @@ class SceneModel:
     def likelihood(self, images: np.ndarray, texts: Sequence[str], end: bool = True) -> np.ndarray:
         """log p(text | picture) of each pair, float32 [N], in nats; without `end`, of texts that may go on."""
         prompts = [caption_prompt(self.vocabulary, codes) for codes in self.encode(images)]
-        told = [[*self.vocabulary.encode(text), *[END] * end] for text in texts]
+        return self._logps(prompts, [[*self.vocabulary.encode(text), *[END] * end] for text in texts])
+
+    def _logps(self, prompts: list[list[int]], told: list[list[int]]) -> np.ndarray:
+        """log p of what is told after each prompt, all of one length, float32 [N]."""
         read = len(prompts[0])
         rows = np.zeros((len(prompts), read + max(map(len, told))), np.int32)
         for row, prompt, text in zip(rows, prompts, told, strict=True):
@@ -175,9 +185,9 @@ class SceneModel:
         """The ids of words and of the end: the first, and one past the last."""
         return END, self.vocabulary.first_code
 
-    def _pictures(self, ids: list[list[int]]) -> np.ndarray:
-        """The pictures of ids of codes."""
-        return self.decode(np.array(ids).reshape(-1, self.vocabulary.cells) - self.vocabulary.first_code)
+    def _codes_of(self, ids: list[list[int]]) -> np.ndarray:
+        """The codes int [N, cells] that ids name."""
+        return np.array(ids).reshape(-1, self.vocabulary.cells) - self.vocabulary.first_code
 
     def _texts(self, ids: list[list[int]]) -> list[str]:
         return [self.vocabulary.decode(each) for each in ids]
