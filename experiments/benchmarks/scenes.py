@@ -9,6 +9,8 @@ from benchmarks.common import table
 from zoo.data.damage import Hole, Noise, damaged
 from zoo.data.draw import Draw
 from zoo.data.drawing import draw_scene
+from zoo.data.oracle import read_scenes
+from zoo.data.scenes import scene
 from zoo.data.sentences import KINDS
 from zoo.generate.scene_exam import EXAM, examine, questions_of
 from zoo.generate.scenes import GUIDANCE, TEMPERATURE
@@ -16,6 +18,7 @@ from zoo.scenes import RANK, scene_model
 from zoo.train.launch import start_jax
 
 SIGMA = 25  # of 255
+NOISES = (SIGMA, 50, 100)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Scenes:
         heads = ["things", "draw", "describe", "answer", "answer from words", "draw, describe, answer"]
         table(f"scenes, {self.count} of each kind, exactly right", ["", *heads], rows)
         self.kinds(model)
+        self.oracle()
         self.mend(model)
         begun = time.perf_counter()
         for i in range(5):
@@ -64,6 +68,19 @@ class Scenes:
         rows = [[kind, str(len(each)), f"{np.mean(each):.1%}"] for kind, each in right.items() if each]
         rows.append(["all", str(len(asked)), f"{np.mean([good for each in right.values() for good in each]):.1%}"])
         table("answers about pictures of 1 to 4 things", ["kind", "asked", "right"], rows)
+
+    def oracle(self) -> None:
+        """Scenes of one to four things that the judge of drawings reads exactly, as rendered and under noise."""
+        scenes = [scene("test", EXAM + i) for i in range(self.count)]
+        rows = []
+        for size in (32, 64):
+            images = np.stack([draw_scene(each, size) for each in scenes])
+            noisy = [np.stack([damaged(x, Noise(s, self.seed + i)) for i, x in enumerate(images)]) for s in NOISES]
+            read = [[found for found, _ in read_scenes(each)] for each in (images, *noisy)]
+            shares = [np.mean([a == b for a, b in zip(found, scenes, strict=True)]) for found in read]
+            rows.append([f"{size}×{size}", *(f"{share:.1%}" for share in shares)])
+        heads = ["clean", *(f"noise of {sigma}/255" for sigma in NOISES)]
+        table(f"the oracle, {self.count} scenes of 1 to 4 things, exactly read", ["", *heads], rows)
 
     def mend(self, model) -> None:
         """Decibels of holes filled and of noise taken away, beside scikit-image."""
