@@ -191,22 +191,21 @@ def schedule(text: str, chip: Chip, kernels: Sequence[Kernel] = (), peak: float 
         """Collectives inside of fusions, which run beside the fusion's own work."""
         for op in computations.get(name, []):
             if collective_kind(op.opcode):
-                scatters = name.startswith("all-reduce-scatter")
-                collective(op, times, scatters, beside=not scatters)
+                collective(op, times, within=name)
             for inner in op.called("calls"):
                 links(inner, times)
 
-    def collective(op: Op, times: int, scatters: bool = False, beside: bool = False) -> None:
+    def collective(op: Op, times: int, within: str = "") -> None:
         channel = re.search(r"channel_id=(\d+)", op.rest)
         if channel:  # the parts of one that is spread over several fusions share its channel
             if channel[1] in channels:
                 return
             channels.add(channel[1])
-        size = link_bytes(op)
+        size, scatters = link_bytes(op), within.startswith("all-reduce-scatter")
         if scatters:  # an all-reduce in a fusion that keeps a part of it is how a TPU's program says reduce-scatter
             op, size = replace(op, opcode="reduce-scatter"), size // 2
         add(op, times, size / (chip.link * 1e9), "collective", size)
-        found.costs[-1].beside = beside
+        found.costs[-1].beside = bool(within) and not scatters
 
     def pallas(op: Op, times: int, moved: int) -> None:
         same = {kernel.seconds(peak, chip.bandwidth * 1e9): kernel for kernel in kernels if is_kernel(op, kernel)}

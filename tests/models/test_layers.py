@@ -61,7 +61,7 @@ def test_weights_are_used_whole_over_fsdp_and_split_over_tensor():
     kept = jax.device_put(jnp.ones((1, 8, 16)), NamedSharding(mesh, P(None, "fsdp", "tensor")))
     with jax.set_mesh(mesh):
         used = jax.jit(lambda weight: whole(rules, "blocks/up", weight[0], jnp.bfloat16))(kept)
-        other = jax.jit(lambda weight: whole(rules, "blocks/down", weight[0]))(kept)
+        other = jax.jit(lambda weight: whole(rules, "blocks/down", weight[0], jnp.float32))(kept)
     assert used.dtype == jnp.bfloat16
     assert used.sharding.is_equivalent_to(NamedSharding(mesh, P(None, "tensor")), 2)
     assert other.sharding.is_equivalent_to(NamedSharding(mesh, P("fsdp", "tensor")), 2)

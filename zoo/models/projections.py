@@ -38,7 +38,7 @@ def project_few(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array 
     return _plus(y.transpose([(outputs + others).index(name) for name in target]), bias, rows, names, target)
 
 
-def whole(rules: Sequence[tuple[str, P]], name: str, weight: jax.Array, dtype: Any = None) -> jax.Array:
+def whole(rules: Sequence[tuple[str, P]], name: str, weight: jax.Array, dtype: Any) -> jax.Array:
     """A weight that a rule splits, as it is used: of that dtype, and gathered over the mesh's `fsdp` axis.
 
     Its last dimensions are those of its rule; a layer's weight has no axis of layers. Others are left as they are. The
@@ -50,8 +50,7 @@ def whole(rules: Sequence[tuple[str, P]], name: str, weight: jax.Array, dtype: A
         return weight
     parts = [axes if isinstance(axes, tuple) else (axes,) for axes in spec]
     kept = [tuple(axis for axis in axes if axis not in (None, "fsdp")) for axes in parts]
-    weight = weight if dtype is None else weight.astype(dtype)
-    return constrain(weight, P(*kept[-weight.ndim :]))
+    return constrain(weight.astype(dtype), P(*kept[-weight.ndim :]))
 
 
 def apart(weights: Any) -> Any:
