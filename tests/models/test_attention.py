@@ -80,7 +80,7 @@ def test_splash_goes_backward_in_two_kernels_where_a_sequence_is_long(plain, mon
     monkeypatch.setattr(attention, "_splash_kernel", attention._splash_kernel.__wrapped__)  # it keeps kernels
     run = jax.jit(functools.partial(value_and_grads, functools.partial(splash, documents_bt=DOCUMENTS, interpret=True)))
     assert_equal(run(*arrays()), plain("documents"), 1e-4)
-    assert "splash_mha_dq" in str(jax.make_jaxpr(run)(*arrays()))
+    assert str(jax.make_jaxpr(run)(*arrays())).count("pallas_call[") == 3  # with the one that goes forward
 
 
 def test_splash_with_heads_that_fill_a_register():
