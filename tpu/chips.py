@@ -20,21 +20,25 @@ class Chip:
     bandwidth: float
     """GB/s between HBM and the core."""
     link: float
-    """GB/s along one axis of the interconnect, both directions together."""
+    """GB/s over one link of the interconnect, one way."""
     network: float
     """GB/s that it sends to other slices, over the data centre's network."""
     clock: float
     """GHz of the core, by which the compiler's cycles become seconds."""
+    ring: int
+    """An axis of so many chips, or of a multiple, closes to a ring."""
+    cube: bool = False
+    """Only where all axes are such."""
 
 
-# HBM: what the compiler says that a program has, when one does not fit. Bandwidth: the vendor's system pages. Links and
-# network: "How to Scale Your Model" (jax-ml.github.io/scaling-book), of links twice its one-way figure. Clock: peak
-# FLOP/s over what all matrix units do in a cycle.
+# HBM: what the compiler says that a program has, when one does not fit. Bandwidth: the vendor's system pages. Links,
+# rings and network: "How to Scale Your Model" (jax-ml.github.io/scaling-book), chapter 2. Clock: peak FLOP/s over what
+# all matrix units do in a cycle.
 CHIPS = {
-    "v4": Chip(hbm=31.25, bandwidth=1230, link=90, network=6.25, clock=1.05),
-    "v5e": Chip(hbm=15.75, bandwidth=819, link=90, network=3.125, clock=1.5),
-    "v5p": Chip(hbm=95.74, bandwidth=2765, link=180, network=6.25, clock=1.75),
-    "v6e": Chip(hbm=31.25, bandwidth=1640, link=180, network=12.5, clock=1.75),
+    "v4": Chip(hbm=31.25, bandwidth=1230, link=45, network=6.25, clock=1.05, ring=4, cube=True),
+    "v5e": Chip(hbm=15.75, bandwidth=819, link=45, network=3.125, clock=1.5, ring=16),
+    "v5p": Chip(hbm=95.74, bandwidth=2765, link=90, network=6.25, clock=1.75, ring=4, cube=True),
+    "v6e": Chip(hbm=31.25, bandwidth=1640, link=90, network=12.5, clock=1.75, ring=16),
 }
 
 

@@ -97,7 +97,8 @@ def plan(script: Path, arguments: list[str], topology: str, slices: int = 1) -> 
             notes.append(str(error).strip().splitlines()[0])
     seconds = time.perf_counter() - begun
     peak_speed = peak_flops(devices[0]) or 0.0
-    found = schedule(text, chip, step.kernels, peak_speed) if text else Schedule()
+    places = [device.coords for device in step.mesh.devices.flat]
+    found = schedule(text, chip, step.kernels, peak_speed, places) if text else Schedule()
     fits = bool(text) and peak <= chip.hbm * GIB
     name = shlex.join([str(script), *arguments])
     return describe(name, topology, slices, step, chip, found, peak, fits, seconds, notes), found

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from tpu.chips import Chip
 from tpu.kernels import Kernel
+from tpu.links import Place, links, members, sent
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"} | {
@@ -177,8 +178,13 @@ def closing(text: str, start: int) -> int:
     raise ValueError(f"no end of {text[start : start + 40]!r}")
 
 
-def schedule(text: str, chip: Chip, kernels: Sequence[Kernel] = (), peak: float = 0.0) -> Schedule:
-    """What every operation of a compiled program costs on a device of `peak` FLOP/s; `kernels`: those of its step."""
+def schedule(
+    text: str, chip: Chip, kernels: Sequence[Kernel] = (), peak: float = 0.0, places: Sequence[Place] = ()
+) -> Schedule:
+    """What every operation of a compiled program costs on a device of `peak` FLOP/s.
+
+    `kernels` are those of its step, `places` the coordinates of its devices.
+    """
     computations, entry = parse(text)
     sources, found, channels = source_lines(text), Schedule(), set()
 
@@ -187,13 +193,13 @@ def schedule(text: str, chip: Chip, kernels: Sequence[Kernel] = (), peak: float 
         source = sources.get(int(frame[1]), "") if frame else ""
         found.costs.append(Cost(op, times, times * seconds, kind, size, source or op.scope))
 
-    def links(name: str, times: int) -> None:
+    def hidden(name: str, times: int) -> None:
         """Collectives inside of fusions, which run beside the fusion's own work."""
         for op in computations.get(name, []):
             if collective_kind(op.opcode):
                 collective(op, times, within=name)
             for inner in op.called("calls"):
-                links(inner, times)
+                hidden(inner, times)
 
     def collective(op: Op, times: int, within: str = "") -> None:
         channel = re.search(r"channel_id=(\d+)", op.rest)
@@ -201,10 +207,12 @@ def schedule(text: str, chip: Chip, kernels: Sequence[Kernel] = (), peak: float 
             if channel[1] in channels:
                 return
             channels.add(channel[1])
-        size, scatters = link_bytes(op), within.startswith("all-reduce-scatter")
+        group, kind = members(op.rest), collective_kind(op.opcode) or ""
+        size, scatters = sent(kind, result_bytes(op), len(group) or 2), within.startswith("all-reduce-scatter")
         if scatters:  # an all-reduce in a fusion that keeps a part of it is how a TPU's program says reduce-scatter
             op, size = replace(op, opcode="reduce-scatter"), size // 2
-        add(op, times, size / (chip.link * 1e9), "collective", size)
+        ways = 1 if kind == "collective-permute" else links(group, places, chip)
+        add(op, times, size / (ways * chip.link * 1e9), "collective", size)
         found.costs[-1].beside = bool(within) and not scatters
 
     def pallas(op: Op, times: int, moved: int) -> None:
@@ -241,12 +249,12 @@ def schedule(text: str, chip: Chip, kernels: Sequence[Kernel] = (), peak: float 
                 add(op, times, size / (chip.network * 1e9), "collective", size)
             elif op.opcode in ASYNC:
                 for inner in op.called("calls"):
-                    links(inner, times)
+                    hidden(inner, times)
                 if not op.opcode.endswith("-done"):
                     add(op, times, 0.0, "overlapped", moved)
             else:
                 for inner in op.called("calls"):
-                    links(inner, times)
+                    hidden(inner, times)
                 if op.cycles is not None:
                     add(op, times, op.cycles / (chip.clock * 1e9), "estimate", moved)
                 elif 'custom_call_target="tpu_custom_call"' in op.rest:
@@ -299,31 +307,10 @@ def constant(op: Op) -> int | None:
     return int(op.inside) if op.opcode == "constant" and op.inside.isdigit() else None
 
 
-def group_size(op: Op) -> int:
-    """How many devices take part in one of a collective's groups."""
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:[^{]*)\{([^}]*)\}", op.rest)
-    if named:
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", op.rest)
-    if iota:
-        return int(iota[2])
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", op.rest)
-    return listed[1].count(",") + 1 if listed else 2
-
-
-def link_bytes(op: Op) -> int:
-    """Bytes that one device sends in a collective, by the ring algorithm."""
-    n, kind = group_size(op), collective_kind(op.opcode)
-    arrays = [shape_bytes(f"{kind_}[{sizes}]", fast=True) for kind_, sizes, _ in SHAPE.findall(op.shape)]
-    size = max(arrays, default=0) if op.opcode.endswith("-start") else sum(arrays)
-    if kind == "all-reduce":
-        return 2 * size * (n - 1) // n
-    if kind == "reduce-scatter":
-        return size * (n - 1)
-    if kind == "collective-permute":
-        return size
-    return size * (n - 1) // n
+def result_bytes(op: Op) -> int:
+    """Of the arrays that a collective gives; of one that only begins, of the largest that it names."""
+    arrays = [shape_bytes(f"{kind}[{sizes}]", fast=True) for kind, sizes, _ in SHAPE.findall(op.shape)]
+    return max(arrays, default=0) if op.opcode.endswith("-start") else sum(arrays)
 
 
 def between_slices(op: Op) -> str:

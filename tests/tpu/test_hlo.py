@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from tpu.chips import Chip
-from tpu.hlo import group_size, link_bytes, parse_op, schedule, shape_bytes
+from tpu.hlo import schedule, shape_bytes
 from tpu.kernels import Kernel
 
-CHIP = Chip(hbm=16, bandwidth=800, link=100, network=5, clock=2.0)
+CHIP = Chip(hbm=16, bandwidth=800, link=50, network=5, clock=2.0, ring=16)
 TEXT = """HloModule jit_f, is_scheduled=true
 
 FileNames
@@ -188,22 +188,3 @@ def test_what_goes_to_other_slices_goes_over_the_network(slices, moved):
 )
 def test_bytes_of_a_shape(shape, size):
     assert shape_bytes(shape) == size
-
-
-@pytest.mark.parametrize(
-    ("groups", "size"),
-    [
-        ("replica_groups={{0,1},{2,3}}", 2),
-        ("replica_groups=[4,2]<=[8]", 2),
-        ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_0','axis_2'}", 8),
-        ("replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}", 8),
-    ],
-)
-def test_groups_and_ring_bytes(groups, size):
-    line = "  %x = f32[1024]{{0}} {}(%y), channel_id=1, {}"
-    op = parse_op(line.format("all-reduce", groups))
-    assert group_size(op) == size
-    assert link_bytes(op) == 2 * 4096 * (size - 1) // size
-    assert link_bytes(parse_op(line.format("reduce-scatter", groups))) == 4096 * (size - 1)
-    assert link_bytes(parse_op(line.format("all-gather", groups))) == 4096 * (size - 1) // size
-    assert link_bytes(parse_op(line.format("collective-permute", groups))) == 4096
