@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import tyro
 
+from tpu.bounds import left_out
 from tpu.estimate import Plan, plan
 from tpu.references import check, read_plans, write_plans
 from tpu.report import compare, explain, show
@@ -37,6 +38,9 @@ class Options:
     """Slices of that topology, joined by the data centre's network."""
     explain: bool = False
     """List the twenty costliest operations, with the source lines that they come from."""
+    without: tuple[str, ...] = ()
+    """Modules of zoo/models that give back what they get, such as convolution.BatchNorm: what no better code for them
+    can beat."""
     search: bool = False
     """Find the largest batch that fits, for each policy of what is computed again, and the fastest of all tried."""
     json: Path | None = None
@@ -64,7 +68,10 @@ def main(argv: list[str] | None = None) -> int:
             return 0 if check(options.check, options.reason) else 1
         if options.recipe is None:
             raise ZooError("give a recipe, such as experiments/vae.py, or --compare, or --check")
-        plans = make(options, options.recipe, arguments)
+        if options.without and options.json:
+            raise ZooError("plans that are kept are of whole steps: give --without or --json")
+        with left_out(options.without):
+            plans = make(options, options.recipe, arguments)
     except ZooError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

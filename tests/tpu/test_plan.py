@@ -4,13 +4,15 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
-from tpu import plan, report
+from tpu import bounds, plan, report
 from tpu.capture import capture
 from tpu.chips import devices_of
 from tpu.estimate import exhausted
 from tpu.references import read_plans, write_plans
+from zoo.models.convolution import BatchNorm
 
 VAE, TINY = "experiments/vae.py", "tests/tpu/recipe.py"
 
@@ -34,6 +36,18 @@ def refusal(capsys, *arguments):
 def test_bad_input_is_told(capsys):
     assert "did you mean v5p or v5e" in refusal(capsys, VAE, "--topology", "v5:1x1")
     assert "should be KIND:SIZES, such as v5e:2x4" in refusal(capsys, VAE, "--topology", "v5e")
+    assert "did you mean convolution.BatchNorm" in refusal(capsys, VAE, "--without", "BatchNorm")
+    assert "give --without or --json" in refusal(
+        capsys, VAE, "--without", "convolution.BatchNorm", "--json", "kept.json"
+    )
+
+
+def test_modules_are_left_out_for_a_while():
+    norm, x = BatchNorm(2), jnp.arange(8.0).reshape(1, 2, 2, 2)
+    with bounds.left_out(("convolution.BatchNorm",)):
+        assert norm(x, True) is x
+    assert jnp.max(jnp.abs(norm(x, True) - x)) > 1
+    assert bounds.modules()["cnn.Block"] is not bounds.modules()["gan.Block"]
 
 
 @needs_libtpu
