@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from zoo.models.layers import ATTENDED, dropout
+from zoo.models.layers import ATTENDED, dividing, dropout
 
 Implementation = Literal["auto", "xla", "splash", "cudnn"]
 SPLASH_LANES = 128  # the kernel's blocks are multiples of this
@@ -78,16 +78,17 @@ def attend(
     mask_bts: jax.Array,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
+    scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Scaled dot-product attention where the mask, bool [B or 1, T, S], is true; the softmax is float32.
 
-    Query head h reads key/value head h // (H / G). Returns the mixed values [B, H, T, K] and the weights,
-    float32 [B, H, T, S].
+    The scale is 1 / sqrt(K) if not given. Query head h reads key/value head h // (H / G). Returns the mixed values
+    [B, H, T, K] and the weights, float32 [B, H, T, S].
     """
     b, h, t, k = q_bhtk.shape
     g, s = k_bgsk.shape[1:3]
     # The query heads of one key/value head are so many more rows of one matrix product.
-    q_bgtk = (q_bhtk * k**-0.5).reshape(b, g, h // g * t, k)
+    q_bgtk = (q_bhtk * (k**-0.5 if scale is None else scale)).reshape(b, g, h // g * t, k)
     scores_bgts = jnp.einsum("bgtk,bgsk->bgts", q_bgtk, k_bgsk, preferred_element_type=jnp.float32)
     mask_bts = jnp.tile(mask_bts, (1, h // g, 1))
     scores_bgts = jnp.where(mask_bts[:, None], scores_bgts, jnp.finfo(jnp.float32).min)
@@ -101,19 +102,24 @@ def attend(
 
 
 def attend_causally(
-    q_bhtk: jax.Array, k_bgsk: jax.Array, v_bgsk: jax.Array, seen: Seen, implementation: Implementation
+    q_bhtk: jax.Array,
+    k_bgsk: jax.Array,
+    v_bgsk: jax.Array,
+    seen: Seen,
+    implementation: Implementation,
+    scale: float | None = None,
 ) -> jax.Array:
     """The values of `attend` for self-attention in which no query sees a later key, by one of the implementations."""
     length = q_bhtk.shape[2]
     if implementation == "auto":
         implementation = "splash" if length >= LONG and jax.default_backend() == "tpu" else "xla"
     if implementation == "splash":
-        return splash(q_bhtk, k_bgsk, v_bgsk, seen.window, seen.query_documents)
+        return splash(q_bhtk, k_bgsk, v_bgsk, seen.window, seen.query_documents, scale)
     if implementation == "cudnn":
-        return cudnn(q_bhtk, k_bgsk, v_bgsk, seen.window, seen.query_documents)
+        return cudnn(q_bhtk, k_bgsk, v_bgsk, seen.window, seen.query_documents, scale)
     mask_bts, ends = seen.mask(), [*range(BLOCK, length, BLOCK), length]
     parts = [
-        attend(q_bhtk[:, :, i:j], k_bgsk[:, :, :j], v_bgsk[:, :, :j], mask_bts[:, i:j, :j])[0]
+        attend(q_bhtk[:, :, i:j], k_bgsk[:, :, :j], v_bgsk[:, :, :j], mask_bts[:, i:j, :j], scale=scale)[0]
         for i, j in zip([0, *ends], ends, strict=False)
     ]
     return jnp.concatenate(parts, axis=2)
@@ -125,6 +131,7 @@ def splash(
     v_bgsk: jax.Array,
     window: int = 0,
     documents_bt: jax.Array | None = None,
+    scale: float | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Causal self-attention by the Pallas kernel that comes with jax: TPU, or any platform with `interpret`.
@@ -135,25 +142,24 @@ def splash(
     pad = -t % SPLASH_LANES
     # Keys of the padding come after every query, so a causal mask never shows them.
     q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (q_bhtk, k_bgsk, v_bgsk))
-    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    if documents_bt is None:
-        documents_bt = jnp.zeros((q.shape[0], t), jnp.int32)
-    documents_bt = jnp.pad(documents_bt, ((0, 0), (0, pad)), constant_values=-1)
+    q = q * jnp.asarray(q.shape[-1] ** -0.5 if scale is None else scale, q.dtype)
+    documents = [] if documents_bt is None else [jnp.pad(documents_bt, ((0, 0), (0, pad)), constant_values=-1)]
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, documents_bt: jax.Array) -> jax.Array:
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, *documents: jax.Array) -> jax.Array:
         from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
         kernel = _splash_kernel(*q.shape[1:], window, interpret)
-        return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, SegmentIds(ids, ids)))(q, k, v, documents_bt)
+        return jax.vmap(lambda q, k, v, *ids: kernel(q, k, v, *(SegmentIds(x, x) for x in ids)))(q, k, v, *documents)
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        rows = _dividing(("data", "fsdp"), q.shape[0], mesh)
-        heads = _dividing("tensor", k.shape[1], mesh)
+        rows = dividing(("data", "fsdp"), q.shape[0], mesh)
+        heads = dividing("tensor", k.shape[1], mesh)
         spec = P(rows, heads, None, None)
         # The kernel does not say over which axes its result varies.
-        local = jax.shard_map(local, in_specs=(spec, spec, spec, P(rows, None)), out_specs=spec, check_vma=False)
-    return local(q, k, v, documents_bt)[:, :, :t].astype(v_bgsk.dtype)
+        specs = (spec, spec, spec, *[P(rows, None)] * len(documents))
+        local = jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)
+    return local(q, k, v, *documents)[:, :, :t].astype(v_bgsk.dtype)
 
 
 def cudnn(
@@ -162,6 +168,7 @@ def cudnn(
     v_bgsk: jax.Array,
     window: int = 0,
     documents_bt: jax.Array | None = None,
+    scale: float | None = None,
     implementation: Any = "cudnn",
 ) -> jax.Array:
     """Causal self-attention by `jax.nn.dot_product_attention`: NVIDIA GPUs, in bfloat16 or float16.
@@ -176,6 +183,7 @@ def cudnn(
         v_bsgk,
         mask=mask,
         is_causal=True,
+        scale=scale,
         local_window_size=(window - 1, 0) if window else None,
         implementation=implementation,
     )
@@ -207,9 +215,3 @@ def _splash_kernel(heads: int, t: int, k: int, window: int, interpret: bool) -> 
             interpret=interpret,
         )
         return jax.tree.map(np.asarray, kernel)
-
-
-def _dividing(axes: Any, size: int, mesh: Any) -> Any:
-    """The mesh axes of a dimension, or None when they do not divide it."""
-    names = axes if isinstance(axes, tuple) else (axes,)
-    return axes if size % math.prod(mesh.shape[name] for name in names) == 0 else None

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from zoo.errors import ZooError, unknown
 from zoo.models.attention import Cache, Implementation, Seen, attend, attend_causally
 from zoo.models.layers import Policy, constrain, dropout, layer_norm, relu2, remat, resolve_dtype, rms_norm, unstack
-from zoo.models.positions import grid_cells, rotary_frequencies, rotary_turns, rotate, sinusoids
+from zoo.models.positions import grid_cells, place, rotary_frequencies, rotary_turns, sinusoids
 from zoo.models.projections import apart, look_up, outputs_first, project, project_few, whole
 
 Params = dict[str, jax.Array]
@@ -249,7 +249,7 @@ class Decoder(nnx.Module):
         def mix(i: int, q: jax.Array, k: jax.Array, v: jax.Array, _: jax.Array | None) -> tuple[jax.Array, Features]:
             keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], k, now % slots, axis=2)
             values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], v, now % slots, axis=2)
-            return attend(q, keys[i], values[i], mask_b1s)[0], {}
+            return attend(q, keys[i], values[i], mask_b1s, scale=1.0)[0], {}
 
         cells_b = jnp.where(tokens_b >= c.first_code, cache.cells_b, -1)
         x_b1d = self._embed(tokens_b[:, None], position_b1, cells_b[:, None])
@@ -325,8 +325,8 @@ class Decoder(nnx.Module):
         def mix(q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Features]:
             out = {"k": k, "v": v}
             if not (c.dropout or c.prefix or "attention" in wanted):
-                return attend_causally(q, k, v, seen, c.attention), out
-            o_bhtk, weights_bhts = attend(q, k, v, seen.mask(), c.dropout, key)
+                return attend_causally(q, k, v, seen, c.attention, scale=1.0), out
+            o_bhtk, weights_bhts = attend(q, k, v, seen.mask(), c.dropout, key, scale=1.0)
             return o_bhtk, out | {"attention": weights_bhts}
 
         def layer(x_btd: jax.Array, inputs: tuple[Params, jax.Array | None]) -> tuple[jax.Array, Features]:
@@ -366,11 +366,8 @@ def block(
     q_bhtk = project("btd,dhk->bhtk", h_btd, p["q"], p.get("q_bias"))
     k_bgsk = project("bsd,dgk->bgsk", h_btd, p["k"], p.get("k_bias"))
     v_bgsk = project("bsd,dgk->bgsk", h_btd, p["v"], p.get("v_bias"))
-    if c.qk_norm:
-        q_bhtk = rms_norm(q_bhtk, p["q_norm_scale"], c.norm_eps)
-        k_bgsk = rms_norm(k_bgsk, p["k_norm_scale"], c.norm_eps)
-    if turns is not None:
-        q_bhtk, k_bgsk = rotate(q_bhtk, *turns), rotate(k_bgsk, *turns)
+    q_bhtk = place(q_bhtk, turns, p.get("q_norm_scale"), c.norm_eps, q_bhtk.shape[-1] ** -0.5)
+    k_bgsk = place(k_bgsk, turns, p.get("k_norm_scale"), c.norm_eps)
     o_bhtk, out = mix(q_bhtk, k_bgsk, v_bgsk, keys[0])
     x_btd += dropout(project("bhtk,hkd->btd", o_bhtk, p["out"], p.get("out_bias")), c.dropout, keys[1])
 

@@ -132,3 +132,9 @@ def constrain(x: jax.Array, spec: P) -> jax.Array:
 
     entries = [axes if size % ways(axes) == 0 else None for size, axes in zip(x.shape, spec, strict=True)]
     return jax.lax.with_sharding_constraint(x, P(*entries))
+
+
+def dividing(axes: Any, size: int, mesh: Any) -> Any:
+    """The mesh axes of a dimension, or None when they do not divide it."""
+    names = axes if isinstance(axes, tuple) else (axes,)
+    return axes if size % math.prod(mesh.shape[name] for name in names) == 0 else None

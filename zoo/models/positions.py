@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.models import rotary_kernel
+from zoo.models.layers import rms_norm
+
 
 def sinusoids(positions: jax.Array, width: int) -> jax.Array:
     """Position encoding float32 [..., width]: sin(t / 10000^(2i/width)) at 2i, the cosine at 2i + 1.
@@ -35,6 +38,27 @@ def rotary_turns(positions_bt: jax.Array, frequencies: np.ndarray) -> tuple[jax.
     angles = _angles(positions_bt, frequencies)
     # Behind the barrier they are computed once, and not again by every fusion that reads them.
     return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+
+
+def place(
+    x_bhtk: jax.Array,
+    turns: tuple[jax.Array, jax.Array] | None,
+    norm_scale_k: jax.Array | None = None,
+    eps: float = 0.0,
+    factor: float = 1.0,
+) -> jax.Array:
+    """Queries or keys as attention takes them: times a factor; where that is wanted normed, and turned by `turns`."""
+    if norm_scale_k is not None:  # the factor comes for nothing in what is smaller than x
+        norm_scale_k, factor = factor * norm_scale_k.astype(jnp.float32), 1.0
+    elif turns is not None:
+        turns, factor = (factor * turns[0], factor * turns[1]), 1.0
+    if turns is not None and jax.default_backend() == "tpu" and rotary_kernel.fits(x_bhtk):
+        return rotary_kernel.norm_and_rotate(x_bhtk, *turns, norm_scale_k, eps)
+    if norm_scale_k is not None:
+        x_bhtk = rms_norm(x_bhtk, norm_scale_k, eps)
+    if turns is not None:
+        x_bhtk = rotate(x_bhtk, *turns)
+    return x_bhtk if factor == 1 else x_bhtk * jnp.asarray(factor, x_bhtk.dtype)
 
 
 def rotate(x_bhtk: jax.Array, cos_bti: jax.Array, sin_bti: jax.Array) -> jax.Array:
