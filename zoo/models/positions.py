@@ -48,12 +48,10 @@ def place(
     factor: float = 1.0,
 ) -> jax.Array:
     """Queries or keys as attention takes them: times a factor; where that is wanted normed, and turned by `turns`."""
-    if norm_scale_k is not None:  # the factor comes for nothing in what is smaller than x
-        norm_scale_k, factor = factor * norm_scale_k.astype(jnp.float32), 1.0
-    elif turns is not None:
-        turns, factor = (factor * turns[0], factor * turns[1]), 1.0
     if turns is not None and jax.default_backend() == "tpu" and rotary_kernel.fits(x_bhtk):
-        return rotary_kernel.norm_and_rotate(x_bhtk, *turns, norm_scale_k, eps)
+        if norm_scale_k is not None:  # what is smaller than x takes the factor
+            return rotary_kernel.norm_and_rotate(x_bhtk, *turns, factor * norm_scale_k.astype(jnp.float32), eps)
+        return rotary_kernel.norm_and_rotate(x_bhtk, factor * turns[0], factor * turns[1])
     if norm_scale_k is not None:
         x_bhtk = rms_norm(x_bhtk, norm_scale_k, eps)
     if turns is not None:
