@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+import zoo
 from tpu.chips import as_on_tpu
 from tpu.kernels import Kernel, subjaxprs, tally
 from zoo.data.images import Images
 from zoo.data.text import Bytes, Text, TextConfig
 from zoo.errors import ZooError
+from zoo.models.decoder import VARIANTS
 from zoo.train.config import TrainConfig
 from zoo.train.launch import parse
 from zoo.train.mesh import BATCH, check_batch, make_mesh, replicated
@@ -65,8 +68,10 @@ def capture(script: Path, arguments: list[str], devices: list[Any]) -> Step:
     for name, instead in (("load_images", images_instead), ("load_text", text_instead)):
         if hasattr(recipe, name):
             setattr(recipe, name, either(instead, getattr(recipe, name)))
+    if hasattr(recipe, "load_codec"):  # it starts from a decoder
+        recipe.load_codec = either(codec_instead, recipe.load_codec)
     try:
-        with as_on_tpu():
+        with as_on_tpu(), mock.patch.object(zoo, "load", either(decoder_instead, zoo.load)):
             recipe.main(config, Run(config, "plan"))
     except Captured as captured:
         return captured.step
@@ -97,6 +102,16 @@ def load_script(path: Path) -> Any:
 def either(instead: Callable[[Any], Any], read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Data that stands in where there is some, or what is read."""
     return lambda config: instead(config) or read(config)
+
+
+def decoder_instead(source: str) -> Any:
+    """New weights for the name of a published decoder, of which a plan needs the shapes; None for others."""
+    return zoo.create(source) if source in VARIANTS else None
+
+
+def codec_instead(source: str) -> Bytes | None:
+    """Bytes for the tokenizer of such a decoder."""
+    return Bytes() if source in VARIANTS else None
 
 
 def text_instead(config: TextConfig) -> Text | None:

@@ -7,11 +7,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+import zoo
 from tpu import bounds, plan, report
 from tpu.capture import capture
 from tpu.chips import devices_of
 from tpu.estimate import exhausted
 from tpu.references import read_plans, write_plans
+from zoo.errors import ZooError
+from zoo.models import functional
 from zoo.models.convolution import BatchNorm
 
 VAE, TINY = "experiments/vae.py", "tests/tpu/recipe.py"
@@ -185,6 +188,16 @@ def test_models_are_those_of_a_tpu():
     _, devices = devices_of("v5e:1x1")
     step = capture(Path(VAE), ["digits"], devices)
     assert "bf16" in str(step.traced.jaxpr)
+
+
+@needs_libtpu
+def test_fine_tuning_is_planned_from_the_name_of_a_decoder():
+    """Its weights and its tokenizer are not read."""
+    _, devices = devices_of("v5e:1x1")
+    step = capture(Path("experiments/chat.py"), ["--from", "gpt-nano", "--data.size", "60"], devices)
+    assert functional.count(step.state["params"]) == functional.count(zoo.create("gpt-nano"))
+    with pytest.raises(ZooError, match="gpt-nana"):
+        capture(Path("experiments/chat.py"), ["--from", "gpt-nana"], devices)
 
 
 def test_the_compilers_refusal_is_read():
