@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str]
 HOW = ("", "noise", "enhance")
-RANK = 8  # drawings for each that is given back
+RANK = 8  # drawings or descriptions for each that is given back
 
 
 def draw(
@@ -50,10 +50,10 @@ def draw(
     return [resized(Image.fromarray(pixels), width, height) for pixels in drawn]
 
 
-def describe(image: Image.Image, *, model: Source = "scenes") -> str:
-    """A sentence that tells all of a picture."""
+def describe(image: Image.Image, *, model: Source = "scenes", rank: int = RANK, seed: int = 0) -> str:
+    """A sentence that tells all of a picture: of `rank` that are tried, the one that it is the likeliest drawn from."""
     loaded = scene_model(model)
-    return loaded.describe(pixels_of(image, loaded.size)[None])[0]
+    return loaded.describe(pixels_of(image, loaded.size)[None], rank, seed)[0]
 
 
 def answer(

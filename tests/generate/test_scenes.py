@@ -16,11 +16,30 @@ from zoo.data.oracle import read_scenes
 from zoo.data.scenes import scene
 from zoo.data.sentences import describe, holds, text_of
 from zoo.data.sentences import questions as all_questions
-from zoo.data.sequences import CAPTION, END, Vocabulary, caption_prompt, describe_prompt, draw_prompt
+from zoo.data.sequences import (
+    CAPTION,
+    END,
+    Vocabulary,
+    caption_prompt,
+    describe_prompt,
+    draw_prompt,
+    longest,
+    plan_prompt,
+)
 from zoo.errors import ZooError
 from zoo.generate.sampling import Sampling
 from zoo.generate.scene_exam import Scores, chained, examine, mean, questions_of
-from zoo.generate.scenes import GUIDANCE, TEMPERATURE, SceneModel, in_parts
+from zoo.generate.scenes import (
+    DRAWN_WEIGHT,
+    GUIDANCE,
+    READING_TEMPERATURE,
+    STRANGE,
+    STRANGE_WEIGHT,
+    TEMPERATURE,
+    WORD_GUIDANCE,
+    SceneModel,
+    in_parts,
+)
 from zoo.models.decoder import MODERN, Decoder
 from zoo.models.tokenizer import Tokenizer, TokenizerConfig
 
@@ -40,8 +59,11 @@ TINY = replace(
 
 
 def tiny(prefix=False):
-    model = Decoder(replace(TINY, prefix=prefix), nnx.Rngs(0))
+    layers = 2 if prefix else 1  # in one alone what is read sees no more than its own tokens
+    model = Decoder(replace(TINY, prefix=prefix, layers=layers), nnx.Rngs(0))
     model.token_embed[...] *= 3.0  # so that it is sure of something
+    if prefix:  # and what it reads tells
+        nnx.update(model.blocks, jax.tree.map(lambda x: 8.0 * x, nnx.state(model.blocks)))
     return SceneModel(model, Tokenizer(EYES, nnx.Rngs(1)))
 
 
@@ -94,15 +116,19 @@ def test_what_is_planned_is_drawn(model):
         np.testing.assert_array_equal(drawn[k], model.decode(np.array(told.ids)[None] - WORDS.first_code)[0])
 
 
+def made_up(salt):
+    """Nats that each hang on all that is read and written: which of them count decides what wins."""
+
+    def nats(prompt, written):
+        return random.Random(str((salt, [*map(int, prompt)], [*map(int, written)]))).random()
+
+    return nats
+
+
 @pytest.mark.parametrize("salt", range(4))
 def test_ranked_drawings_are_the_likeliest(salt, model, monkeypatch):
     """As the sentence and as the plan, by the codes that were drawn and by those that the picture has."""
-
-    def nats(prompt, told):
-        """Made up, so that each hangs on all that is read and told: which of them count decides what wins."""
-        return random.Random(str((salt, [*map(int, prompt)], [*map(int, told)]))).random()
-
-    text, codes = "a red circle", (WORDS.first_code, WORDS.hole)
+    nats, text, codes = made_up(salt), "a red circle", (WORDS.first_code, WORDS.hole)
     sampling = Sampling(guidance=GUIDANCE, temperature=TEMPERATURE, allowed=codes)
     four = model.draw([text], n=4, seed=0)[0]
     plans = [WORDS.encode(plan) for plan in model.plan([text], n=4, seed=0)]
@@ -114,11 +140,38 @@ def test_ranked_drawings_are_the_likeliest(salt, model, monkeypatch):
         seen = [np.array(drawn.ids) - WORDS.first_code, model.encode(picture[None])[0]]
         as_text = [nats(caption_prompt(WORDS, each), [*WORDS.encode(text), END]) for each in seen]
         found.append(sum(as_text) + sum(nats(describe_prompt(WORDS, each), [*plan, END]) for each in seen))
-    monkeypatch.setattr(model, "_logps", lambda prompts, told: np.array(list(map(nats, prompts, told))))
+    monkeypatch.setattr(model, "_logps", lambda prompts, written: np.array(list(map(nats, prompts, written))))
     (best,) = model.draw([text], n=1, rank=4, seed=0)[0]
     np.testing.assert_array_equal(best, four[np.argmax(found)])
     two = model.draw([text], n=2, rank=2, seed=0)[0]
     np.testing.assert_array_equal(two, four[np.sort(np.argsort(found)[2:])])
+
+
+@pytest.mark.parametrize("strange", [False, True])
+@pytest.mark.parametrize("salt", range(4))
+def test_ranked_descriptions_are_the_likeliest(salt, strange, model, images, monkeypatch):
+    """As read from the picture, and as what the picture is drawn from: less, where its codes are unlikely anyway."""
+    read_or_drawn, codes = made_up(salt), model.encode(images)
+
+    def nats(prompt, written):
+        dear = strange and min(written) >= WORDS.first_code
+        return read_or_drawn(prompt, written) - dear * (STRANGE * WORDS.cells + 1)
+
+    weight = STRANGE_WEIGHT if strange else DRAWN_WEIGHT
+    sampling = Sampling(guidance=WORD_GUIDANCE, temperature=READING_TEMPERATURE, allowed=(END, WORDS.first_code))
+    prompts = [*(describe_prompt(WORDS, each) for each in codes), *[plan_prompt(WORDS)] * 3]
+    length = longest(WORDS)["text"] - 1
+    written = model.generator.complete(prompts, length, n=4, seed=[5] * 6, sampling=sampling)
+    best = []
+    for each, tried in zip(codes, written[:3], strict=True):
+        texts = [[token for token in one.ids if token != END] for one in tried]
+        as_read = [nats(describe_prompt(WORDS, each), [*ids, END]) for ids in texts]
+        as_drawn = [nats(draw_prompt(ids), each + WORDS.first_code) for ids in texts]
+        best.append(WORDS.decode(texts[int(np.argmax(np.add(as_read, weight * np.array(as_drawn))))]))
+    monkeypatch.setattr(model, "_logps", lambda prompts, written: np.array(list(map(nats, prompts, written))))
+    assert model.describe(images, rank=4, seed=5) == best
+    with pytest.raises(ZooError, match="rank 1"):
+        model.describe(images, rank=0)
 
 
 @pytest.mark.parametrize("prefix", [False, True])
@@ -141,6 +194,8 @@ def test_likelihood_is_that_of_the_written_tokens(prefix, images):
         model.likelihood(images[:2], [text, "a red circle with some spots"]),
     )
     np.testing.assert_allclose(one[0], two[0], rtol=1e-4)  # what else is asked does not matter
+    longer = model.likelihood(images[:2], [text, " ".join(["red"] * longest(WORDS)["text"])])  # than any that is made
+    np.testing.assert_allclose(one[0], longer[0], rtol=1e-4)
     np.testing.assert_allclose(sum(written.logprobs), model.likelihood(images[:1], [text], end=False)[0], rtol=1e-4)
 
 
@@ -173,7 +228,8 @@ def test_front_door(model, monkeypatch, images):
     drawn = zoo.draw("a red circle", width=16, height=64, n=2)
     assert [image.size for image in drawn] == [(16, 64)] * 2
     picture = Image.fromarray(images[0])
-    assert zoo.describe(picture) == model.describe(images[:1])[0]
+    assert zoo.describe(picture) == model.describe(images[:1], scenes.RANK)[0]
+    assert zoo.describe(picture, rank=1) == model.describe(images[:1])[0]
     assert zoo.describe(picture.resize((64, 64), Image.Resampling.NEAREST)) == zoo.describe(picture)
     question = "how many things are there?"
     assert zoo.answer(question, image=picture) == model.answer([question], images=images[:1])[0]
@@ -207,7 +263,7 @@ class Ideal:
         pictures = [draw_scene(self.asked[0 if i in self.spoilt else i].scene, 32) for i in range(len(texts))]
         return np.stack(pictures)[:, None]
 
-    def describe(self, images):
+    def describe(self, images, rank=1, seed=0):
         return [text_of(describe(found)) if found else "" for found, _ in read_scenes(images)]
 
     def answer(self, questions, images=None, texts=None):

@@ -55,29 +55,32 @@ def questions_of(split: str, things: int, count: int) -> list[Question]:
     return found
 
 
-def examine(model: SceneModel, asked: Sequence[Question], seed: int = 0, **drawing: Any) -> Scores:
-    """The scores of a model; `drawing` are options of its `draw`."""
+def examine(model: SceneModel, asked: Sequence[Question], seed: int = 0, readings: int = 1, **drawing: Any) -> Scores:
+    """The scores of a model that chooses each description among so many; `drawing` are options of its `draw`."""
     images = np.stack([draw_scene(each.scene, model.size) for each in asked])
     told = [text_of(describe(each.scene)) for each in asked]
     questions, answers = zip(*(each.turn for each in asked), strict=True)
     drawn = model.draw([text_of(each.told) for each in asked], seed=seed, **drawing)[:, 0]
     read = [found for found, _ in read_scenes(drawn)]
     right = [found is not None and holds(each.told, found) for each, found in zip(asked, read, strict=True)]
+    linked = chained(model, drawn, read, readings, seed)
     share = lambda found, wanted: float(np.mean([a == b for a, b in zip(found, wanted, strict=True)]))
     return Scores(
         draw=float(np.mean(right)),
-        describe=share(model.describe(images), told),
+        describe=share(model.describe(images, readings, seed), told),
         answer=share(model.answer(questions, images=images), answers),
         tell=share(model.answer(questions, texts=told), answers),
-        chain=float(np.mean([a and b for a, b in zip(right, chained(model, drawn, read), strict=True)])),
+        chain=float(np.mean([a and b for a, b in zip(right, linked, strict=True)])),
     )
 
 
-def chained(model: SceneModel, drawn: np.ndarray, read: Sequence[Scene | None]) -> list[bool]:
+def chained(
+    model: SceneModel, drawn: np.ndarray, read: Sequence[Scene | None], readings: int = 1, seed: int = 0
+) -> list[bool]:
     """Whether each drawing is described, and a question about it answered, as by one who sees what the oracle reads."""
     nothing = ("how many things are there?", "no")
     turns = [ask(found, Draw(EXAM, i))[1] if found else nothing for i, found in enumerate(read)]
-    said = model.describe(drawn)
+    said = model.describe(drawn, readings, seed)
     answers = model.answer([question for question, _ in turns], images=drawn)
     return [
         found is not None and text == text_of(describe(found)) and answer == turn[1]

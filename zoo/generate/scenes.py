@@ -37,6 +37,10 @@ GUIDANCE, TEMPERATURE = 2.0, 0.25
 PLAN_TEMPERATURE = 1.0  # as varied as scenes are: plans are right all the same
 # Of descriptions and plans, away from those of any scene: or what never went together in training would never be said
 WORD_GUIDANCE = 1.5
+READING_TEMPERATURE = 1.5  # of descriptions to choose among
+# How much it counts that a picture is drawn from one, beside that it is read so: less where the picture's codes cost
+# more nats each, as the codes that are found in a model's own drawings do
+STRANGE, DRAWN_WEIGHT, STRANGE_WEIGHT = 2.0, 2.0, 0.1
 LONGEST_ANSWER = 8
 
 
@@ -97,7 +101,7 @@ class SceneModel:
         if rank > 1:
             told = [self.vocabulary.encode(text or "") for text in texts for _ in range(n * rank)]
             readings = [
-                self._logps([prompt(self.vocabulary, code) for code in codes], [[*ids, END] for ids in written])
+                self._logps([prompt(self.vocabulary, code) for code in codes], ended(written))
                 for codes in (drawn, self.encode(images))  # a picture's codes are others than it was drawn by
                 for prompt, written in ((caption_prompt, told), (describe_prompt, plans))
             ]
@@ -112,11 +116,30 @@ class SceneModel:
         """n descriptions for each text, of scenes that it tells of, all of the first text before those of the next."""
         return self._texts(self._planned(texts, n, seed, temperature))
 
-    def describe(self, images: np.ndarray) -> list[str]:
-        """All that there is in each picture, as a sentence of the grammar."""
-        prompts = [describe_prompt(self.vocabulary, codes) for codes in self.encode(images)]
-        sampling = Sampling(temperature=0, allowed=self._words, guidance=WORD_GUIDANCE)
-        return self._texts(self._ids(prompts, self._longest, sampling, plan_prompt(self.vocabulary)))
+    def describe(self, images: np.ndarray, rank: int = 1, seed: int = 0) -> list[str]:
+        """All that there is in each picture, as a sentence of the grammar.
+
+        With `rank`, so many are tried for each picture, and that one is given which is the likeliest when read from the
+        picture and from which the picture is the likeliest drawn: a noisy channel (Yu et al. 2017, arXiv:1611.02554).
+        A picture that is unlikely from all of them is chosen for by reading.
+        """
+        if rank < 1 or seed < 0:
+            raise ZooError(f"a description chosen among {rank}, seed {seed}: the seed must be at least 0, rank 1")
+        codes = self.encode(images)
+        prompts = [describe_prompt(self.vocabulary, each) for each in codes]
+        temperature = 0.0 if rank == 1 else READING_TEMPERATURE
+        sampling = Sampling(temperature=temperature, allowed=self._words, guidance=WORD_GUIDANCE)
+        nothing = plan_prompt(self.vocabulary)
+        told = self._ids(prompts, self._longest, sampling, nothing, rank, [seed] * len(prompts))
+        if rank > 1:
+            seen = np.repeat(codes, rank, axis=0)
+            as_read = self._logps([describe_prompt(self.vocabulary, each) for each in seen], ended(told))
+            as_drawn = self._logps([draw_prompt(ids) for ids in told], seen + self.vocabulary.first_code)
+            as_read, as_drawn = as_read.reshape(-1, rank), as_drawn.reshape(-1, rank)
+            strange = as_drawn.max(axis=1, keepdims=True) < -STRANGE * self.vocabulary.cells
+            best = (as_read + np.where(strange, STRANGE_WEIGHT, DRAWN_WEIGHT) * as_drawn).argmax(axis=1)
+            told = [told[k * rank + choice] for k, choice in enumerate(best)]
+        return self._texts(told)
 
     def answer(
         self, questions: Sequence[str], images: np.ndarray | None = None, texts: Sequence[str] | None = None
@@ -152,17 +175,19 @@ class SceneModel:
     def likelihood(self, images: np.ndarray, texts: Sequence[str], end: bool = True) -> np.ndarray:
         """log p(text | picture) of each pair, float32 [N], in nats; without `end`, of texts that may go on."""
         prompts = [caption_prompt(self.vocabulary, codes) for codes in self.encode(images)]
-        return self._logps(prompts, [[*self.vocabulary.encode(text), *[END] * end] for text in texts])
+        told = [self.vocabulary.encode(text) for text in texts]
+        return self._logps(prompts, ended(told) if end else told)
 
-    def _logps(self, prompts: list[list[int]], told: list[list[int]]) -> np.ndarray:
-        """log p of what is told after each prompt, all of one length, float32 [N]."""
-        read = len(prompts[0])
-        rows = np.zeros((len(prompts), read + max(map(len, told))), np.int32)
-        for row, prompt, text in zip(rows, prompts, told, strict=True):
-            row[: read + len(text)] = prompt + text
-        logps = in_parts(lambda ids: token_logps(*self._decoder, ids, np.arange(ids.shape[1]) < read), rows)
-        written = np.array([[i < len(text) for i in range(rows.shape[1] - read)] for text in told])
-        return (logps[:, read - 1 :] * written).sum(axis=1)
+    def _logps(self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
+        """log p of what is written after each prompt, float32 [N]."""
+        usual = self._most["describe"]  # so that one program is compiled for all that the grammar makes
+        length = max(usual, *(len(a) + len(b) for a, b in zip(prompts, written, strict=True)))
+        rows = np.zeros((len(prompts), 3, length), np.int32)  # ids, which are given, which are written
+        for row, prompt, ids in zip(rows, prompts, written, strict=True):
+            start, end = len(prompt), len(prompt) + len(ids)
+            row[0, :start], row[0, start:end] = prompt, ids
+            row[1, :start], row[2, start:end] = 1, 1
+        return in_parts(functools.partial(written_logps, *self._decoder), rows)
 
     @property
     def _codes(self) -> tuple[int, int]:
@@ -176,9 +201,14 @@ class SceneModel:
         return self._ids(prompts, self._longest, sampling, plan_prompt(self.vocabulary), n, [seed] * len(texts))
 
     @functools.cached_property
+    def _most(self) -> dict[str, int]:
+        """The most tokens of a sequence of each task."""
+        return longest(self.vocabulary)
+
+    @property
     def _longest(self) -> int:
         """Words of the longest description, and its end."""
-        return longest(self.vocabulary)["text"] - 1
+        return self._most["text"] - 1
 
     @property
     def _words(self) -> tuple[int, int]:
@@ -231,11 +261,20 @@ def decoded(graphdef: Any, weights: Any, ids_bhw: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def token_logps(graphdef: Any, weights: Any, ids_bt: jax.Array, given_t: jax.Array) -> jax.Array:
-    """A decoder's log-probability of each token but the first, float32 [B, T - 1]; `given` is bool [T]."""
-    given_bt = jnp.broadcast_to(given_t[None, :-1], (len(ids_bt), ids_bt.shape[1] - 1))
-    logps_btv = jax.nn.log_softmax(functional.merge(graphdef, *weights)(ids_bt[:, :-1], given=given_bt))
-    return jnp.take_along_axis(logps_btv, ids_bt[:, 1:, None], axis=-1)[..., 0]
+def written_logps(graphdef: Any, weights: Any, rows_b3t: jax.Array) -> jax.Array:
+    """A decoder's log-probability of what is written in each row, float32 [B].
+
+    A row has its ids, and for each whether it is given, and whether it is written.
+    """
+    ids_bt, given_bt, written_bt = (rows_b3t[:, k] for k in range(3))
+    logps_btv = jax.nn.log_softmax(functional.merge(graphdef, *weights)(ids_bt[:, :-1], given=given_bt[:, :-1] > 0))
+    logps_bt = jnp.take_along_axis(logps_btv, ids_bt[:, 1:, None], axis=-1)[..., 0]
+    return jnp.sum(jnp.where(written_bt[:, 1:] > 0, logps_bt, 0.0), axis=1)
+
+
+def ended(written: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Texts with the end after each."""
+    return [[*ids, END] for ids in written]
 
 
 def parts_of(items: Any, most: int) -> list[Any]:
