@@ -326,8 +326,7 @@ def network_bytes(op: Op) -> int:
     if between_slices(op) != "all-reduce" or not listed:
         return size
     ranges = [[int(end) for end in part.split(":")] for part in listed[1].split(",")]
-    n = sum(ends[-1] - ends[0] + 1 for ends in ranges)
-    return 2 * size * (n - 1) // n
+    return sent("all-reduce", size, sum(ends[-1] - ends[0] + 1 for ends in ranges))
 
 
 def source_lines(text: str) -> dict[int, str]:

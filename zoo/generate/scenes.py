@@ -133,7 +133,7 @@ class SceneModel:
         told = self._ids(prompts, self._longest, sampling, nothing, rank, [seed] * len(prompts))
         if rank > 1:
             seen = np.repeat(codes, rank, axis=0)
-            as_read = self._logps([describe_prompt(self.vocabulary, each) for each in seen], ended(told))
+            as_read = self._logps([prompt for prompt in prompts for _ in range(rank)], ended(told))
             as_drawn = self._logps([draw_prompt(ids) for ids in told], seen + self.vocabulary.first_code)
             as_read, as_drawn = as_read.reshape(-1, rank), as_drawn.reshape(-1, rank)
             strange = as_drawn.max(axis=1, keepdims=True) < -STRANGE * self.vocabulary.cells

@@ -124,17 +124,11 @@ def constrain(x: jax.Array, spec: P) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not isinstance(x, jax.core.Tracer):
         return x
-
-    def ways(axes: Any) -> int:
-        return math.prod(
-            mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)) if axis is not None
-        )
-
-    entries = [axes if size % ways(axes) == 0 else None for size, axes in zip(x.shape, spec, strict=True)]
+    entries = [dividing(axes, size, mesh) for size, axes in zip(x.shape, spec, strict=True)]
     return jax.lax.with_sharding_constraint(x, P(*entries))
 
 
 def dividing(axes: Any, size: int, mesh: Any) -> Any:
     """The mesh axes of a dimension, or None when they do not divide it."""
     names = axes if isinstance(axes, tuple) else (axes,)
-    return axes if size % math.prod(mesh.shape[name] for name in names) == 0 else None
+    return axes if size % math.prod(mesh.shape[name] for name in names if name is not None) == 0 else None
