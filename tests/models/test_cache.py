@@ -37,12 +37,12 @@ def test_cached_equals_uncached(name, few):
     @jax.jit
     def cached(tokens_bt):
         start_b = jnp.asarray([PROMPT - length for length in LENGTHS])
-        layers = model.layers_for_steps() if few else None
+        layers = model.layers(few)
         h_btd, cache = model.prefill(tokens_bt[:, :PROMPT], start_b, PROMPT + STEPS)
-        assert cache.k[0].shape[2] == min(config.window or PROMPT + STEPS, PROMPT + STEPS)
+        assert cache.v[0].shape[2] == cache.k[0].shape[3] == min(config.window or PROMPT + STEPS, PROMPT + STEPS)
 
         def body(cache, tokens_b):
-            h_b1d, cache = model.step(tokens_b, cache, layers)
+            h_b1d, cache = model.step(tokens_b, cache, layers, few)
             return cache, model.logits(h_b1d, few)[:, 0]
 
         _, rest_tbv = jax.lax.scan(body, cache, tokens_bt[:, PROMPT:].T)

@@ -117,7 +117,9 @@ def choose(
     if seen_bv is not None:
         logits_bv = penalised(logits_bv, seen_bv, values["repetition_penalty"])
     if "greedy" in used:
-        tokens_b = jnp.argmax(logits_bv, axis=-1)
+        # The first of the highest: what argmax finds, which takes a CPU three times as long.
+        highest_b1, ids_v = jnp.max(logits_bv, axis=-1, keepdims=True), jnp.arange(logits_bv.shape[-1])
+        tokens_b = jnp.min(jnp.where(logits_bv == highest_b1, ids_v[None], ids_v[-1]), axis=-1)
     else:
         tokens_b = jax.vmap(jax.random.categorical)(keys_b, filtered(logits_bv, used, values))
     return tokens_b.astype(jnp.int32), jnp.take_along_axis(given_bv, tokens_b[:, None], axis=-1)[:, 0] - total_b

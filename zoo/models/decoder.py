@@ -22,6 +22,7 @@ from zoo.models.positions import grid_cells, place, rotary_frequencies, rotary_t
 from zoo.models.projections import apart, look_up, outputs_first, project, project_few, whole
 
 Params = dict[str, jax.Array]
+Weights = dict[str, Any]  # Params as a function of `projections` reads them
 Features = dict[str, jax.Array]
 # (q [B, H, T, K], k and v [B, G, T, K], dropout key) -> mixed values [B, H, T, K] and named by-products
 Mix = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, Features]]
@@ -195,21 +196,22 @@ class Decoder(nnx.Module):
         """What `logits` is applied to: the final hidden states [B, T, D], normed, in the compute dtype."""
         return self._trunk(tokens_bt, train, key, positions, documents, given)[0]
 
-    def logits(self, h_btd: jax.Array, few: bool = False, dtype: Any = jnp.float32) -> jax.Array:
+    def logits(
+        self, h_btd: jax.Array, few: bool = False, dtype: Any = jnp.float32, table_vd: jax.Array | None = None
+    ) -> jax.Array:
         """Logits [B, T, vocab] of `dtype`, of final hidden states [B, T, D]; any part of them may be given.
 
         Those of a padded vocabulary's padding are the least float. `few` is faster for few rows on a CPU.
         """
         c = self.config
-        table_vd = whole(SHARDING, "head", (self.token_embed if c.tied else self.head)[...], h_btd.dtype)
+        table_vd = whole(SHARDING, "head", self.table() if table_vd is None else table_vd, h_btd.dtype)
         product = project_few if few else project
         logits_btv = product("btd,vd->btv", h_btd, table_vd, None, dtype)
         if c.softcap:
             logits_btv = c.softcap * jnp.tanh(logits_btv / c.softcap)
         if len(table_vd) == c.vocab_size:
             return logits_btv
-        known = jnp.arange(len(table_vd)) < c.vocab_size
-        return jnp.where(known[None, None], logits_btv, jnp.finfo(dtype).min)
+        return jnp.where(jnp.arange(len(table_vd))[None, None] < c.vocab_size, logits_btv, jnp.finfo(dtype).min)
 
     def prefill(self, tokens_bt: jax.Array, start_b: jax.Array, slots: int) -> tuple[jax.Array, Cache]:
         """Reads prompts that are padded on the left: token i of row b counts from i = `start_b[b]` on.
@@ -231,15 +233,16 @@ class Decoder(nnx.Module):
 
         k, v = (tuple(into_slots(layer) for layer in out[name]) for name in ("k", "v"))
         cells_b = grid_cells(tokens_bt >= self.config.first_code)[:, -1] + 1
-        return h_btd, Cache(k, v, start_b, jnp.asarray(length, jnp.int32), cells_b)
+        return h_btd, Cache(tuple(x.swapaxes(2, 3) for x in k), v, start_b, jnp.asarray(length, jnp.int32), cells_b)
 
-    def step(self, tokens_b: jax.Array, cache: Cache, layers: list[Params] | None = None) -> tuple[jax.Array, Cache]:
+    def step(
+        self, tokens_b: jax.Array, cache: Cache, layers: list[Weights] | None = None, few: bool = False
+    ) -> tuple[jax.Array, Cache]:
         """Reads one more token of each row, int [B]: the hidden states [B, 1, D], and the cache with them.
 
-        `layers` is `self.layers_for_steps()`, made once before many steps where that is faster (CPUs).
+        `layers` is `self.layers(few)`, made once before many steps. `few` is faster for few rows on a CPU.
         """
-        c, now = self.config, cache.length
-        slots = cache.k[0].shape[2]
+        c, now, slots = self.config, cache.length, cache.k[0].shape[3]
         position_b1 = (now - cache.start_b)[:, None]
         token_s = now - (now - jnp.arange(slots)) % slots  # the newest token of each slot; negative where none is
         documents_bs = (token_s[None] >= cache.start_b[:, None]).astype(jnp.int32)
@@ -247,28 +250,29 @@ class Decoder(nnx.Module):
         keys, values = list(cache.k), list(cache.v)
 
         def mix(i: int, q: jax.Array, k: jax.Array, v: jax.Array, _: jax.Array | None) -> tuple[jax.Array, Features]:
-            keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], k, now % slots, axis=2)
+            keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], k.swapaxes(2, 3), now % slots, axis=3)
             values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], v, now % slots, axis=2)
-            return attend(q, keys[i], values[i], mask_b1s, scale=1.0)[0], {}
+            return attend(q, keys[i].swapaxes(2, 3), values[i], mask_b1s, scale=1.0)[0], {}
 
         cells_b = jnp.where(tokens_b >= c.first_code, cache.cells_b, -1)
         x_b1d = self._embed(tokens_b[:, None], position_b1, cells_b[:, None])
         # Looked up in a table, which leaves the loop over tokens, cosines are not computed again by every layer.
         table = self._turns(jnp.arange(c.context if c.window else slots)[None])
         turns = table and (table[0][0][position_b1], table[1][0][position_b1])
-        for i, params in enumerate(self.layers() if layers is None else layers):
-            product = project if layers is None else project_few
-            x_b1d, _ = block(c, params, x_b1d, turns, functools.partial(mix, i), None, product)
+        for i, params in enumerate(self.layers(few) if layers is None else layers):
+            x_b1d, _ = block(c, params, x_b1d, turns, functools.partial(mix, i), None, project_few if few else project)
         return self._final(x_b1d), Cache(tuple(keys), tuple(values), cache.start_b, now + 1, cells_b + 1)
 
-    def layers(self) -> list[Params]:
-        """The parameters of each block, in the compute dtype."""
-        dtype = resolve_dtype(self.config.dtype)
-        return unstack({name: param[...].astype(dtype) for name, param in self.blocks.items()}, self.config.layers)
+    def layers(self, few: bool = False) -> list[Weights]:
+        """The parameters of each block in the compute dtype, laid out for few rows if asked."""
+        c, dtype = self.config, resolve_dtype(self.config.dtype)
+        layers = unstack({name: param[...].astype(dtype) for name, param in self.blocks.items()}, c.layers)
+        alone = ("out", "down") if c.activation == "swiglu" else ("out", "up", "down")
+        return [outputs_first(params, INPUTS, alone) for params in layers] if few else layers
 
-    def layers_for_steps(self) -> list[Params]:
-        """`layers`, each projection with its inputs behind its outputs: how a CPU reads them fastest for few rows."""
-        return [outputs_first(params, INPUTS) for params in self.layers()]
+    def table(self) -> jax.Array:
+        """The head's weights [rows, D] in the compute dtype."""
+        return (self.token_embed if self.config.tied else self.head)[...].astype(resolve_dtype(self.config.dtype))
 
     def _embed(self, tokens_bt: jax.Array, positions_bt: jax.Array | None, cells_bt: jax.Array) -> jax.Array:
         c, length, dtype = self.config, tokens_bt.shape[1], resolve_dtype(self.config.dtype)
@@ -350,7 +354,7 @@ class Decoder(nnx.Module):
 
 def block(
     c: DecoderConfig,
-    p: Params,
+    p: Weights,
     x_btd: jax.Array,
     turns: tuple[jax.Array, jax.Array] | None,
     mix: Mix,
