@@ -79,6 +79,13 @@ def test_greedy_needs_no_randomness():
     assert tokens.tolist() == [1]
 
 
+def test_greedy_takes_the_first_of_the_highest():
+    logits = jnp.asarray([[0.0, 2.0, 1.0, 2.0], [-jnp.inf] * 4, [3.0, jnp.nan, 0.0, 0.0]])
+    tokens, _ = choose(logits, jax.random.split(jax.random.key(0), 3), frozenset({"greedy"}), {})
+    assert tokens[:2].tolist() == np.argmax(logits[:2], axis=-1).tolist() == [1, 0]
+    assert 0 <= tokens[2] < 4  # whatever a broken model says, it is an id
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": 2}, {"repetition_penalty": 0}],
