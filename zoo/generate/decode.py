@@ -105,14 +105,12 @@ class Generator:
         self._graphdef, params, stats = functional.split(model)
         params, stats = jax.tree.map(jnp.asarray, (params, stats))
         self._few = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
-
-        def steps(params: Any, stats: Any) -> tuple[Any, jax.Array]:
-            merged = functional.merge(self._graphdef, params, stats)
-            return merged.layers(self._few), merged.table()
-
+        merged = functools.partial(functional.merge, self._graphdef)
         # Or every token would take the layers' slices out of the stacked weights, cast them and lay them out anew:
         # five sixths of a step of Llama 3.2 1B on a TPU.
-        self._weights = params, stats, *jax.jit(steps)(params, stats)
+        layers = jax.jit(lambda *weights: merged(*weights).layers(self._few))(params, stats)
+        table_vd = merged(params, stats).table()  # not compiled: a table that is of the dtype already is not copied
+        self._weights = params, stats, layers, table_vd
 
     def complete(self, prompts: Sequence[str | Sequence[int]], length: int, **options: Any) -> list[list[Completion]]:
         """The completions of each prompt, a text or its ids; `options` are the fields of `Request`.
