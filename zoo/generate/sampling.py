@@ -108,7 +108,8 @@ def choose(
 
     Each row has its own key, so that what it draws does not depend on the rows beside it.
     """
-    given_bv, total_b = logits_bv, jax.nn.logsumexp(logits_bv, axis=-1)
+    # What is found over the vocabulary is found along columns, as a CPU's product for few rows writes logits.
+    given_bv, total_b = logits_bv, jax.nn.logsumexp(logits_bv.T, axis=0)
     if "guidance" in used:
         logits_bv = guided(logits_bv, values["guidance"])
     if "allowed" in used:
@@ -118,8 +119,11 @@ def choose(
         logits_bv = penalised(logits_bv, seen_bv, values["repetition_penalty"])
     if "greedy" in used:
         # The first of the highest: what argmax finds, which takes a CPU three times as long.
-        highest_b1, ids_v = jnp.max(logits_bv, axis=-1, keepdims=True), jnp.arange(logits_bv.shape[-1])
-        tokens_b = jnp.min(jnp.where(logits_bv == highest_b1, ids_v[None], ids_v[-1]), axis=-1)
+        logits_vb, ids_v1 = logits_bv.T, jnp.arange(logits_bv.shape[-1])[:, None]
+        highest_1b = jnp.max(logits_vb, axis=0, keepdims=True)
+        tokens_b = jnp.min(jnp.where(logits_vb == highest_1b, ids_v1, ids_v1[-1:]), axis=0)
+        if logits_bv is given_bv:  # a look-up would lay them out in rows
+            return tokens_b.astype(jnp.int32), highest_1b[0] - total_b
     else:
         tokens_b = jax.vmap(jax.random.categorical)(keys_b, filtered(logits_bv, used, values))
     return tokens_b.astype(jnp.int32), jnp.take_along_axis(given_bv, tokens_b[:, None], axis=-1)[:, 0] - total_b
