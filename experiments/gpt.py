@@ -40,7 +40,7 @@ class Config(TrainConfig):
     context: int = 128
     """Tokens that a prediction can look back on."""
     attention: Implementation = "auto"
-    """xla; splash, on TPU; cudnn, on NVIDIA GPUs; auto is splash where it can be, or xla."""
+    """xla; splash, on TPU; cudnn, on NVIDIA GPUs; auto is the kernel that can run, or xla."""
     loop: Literal["", "scan", "unroll"] = ""
     """The loop over layers: scanned compiles faster, unrolled runs faster; by default what the architecture says."""
     remat: Policy = "none"

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import statistics
 import subprocess
 import tempfile
@@ -25,38 +26,47 @@ from zoo.train.launch import start_jax
 from zoo.weights.registry import config_of
 
 PROMPT, NEW, PREFILL, WIDE = 32, 64, 512, 16
-TRAIN_BATCH, TRAIN_CONTEXT = 4, 256
+TRAIN = {"cpu": (4, 256), "gpu": (16, 1024)}  # batch and context of GPT-2's training step
 
 PEER = """
 import json, sys, time, torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
-folder, seed, prompt, new, prefill, wide, rows, context = sys.argv[1], *map(int, sys.argv[2:])
+folder, device, seed, prompt, new, prefill, wide, rows, context = *sys.argv[1:3], *map(int, sys.argv[3:])
+gpu = device == "cuda"
 torch.manual_seed(seed)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+torch.set_default_device(device)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if gpu else torch.float32).eval().to(device)
+def clock():
+    if gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter()
 def seconds(batch, length, tokens):
     x = torch.randint(0, model.config.vocab_size, (batch, length))
-    begun = time.perf_counter()
+    begun = clock()
     model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
                    pad_token_id=0)
-    return time.perf_counter() - begun
+    return clock() - begun
 found = {}
 with torch.no_grad():
     for batch in (1, wide):
         seconds(batch, prompt, 4)
-        extra = seconds(batch, prompt, new + 1) - seconds(batch, prompt, 1)
-        found[f"batch {batch}, tokens/s"] = batch * new / extra
+        long, short = (min(seconds(batch, prompt, tokens) for _ in range(3)) for tokens in (new + 1, 1))
+        found[f"batch {batch}, tokens/s"] = batch * new / (long - short)
     seconds(1, prefill, 1)
     found["prefill, s"] = min(seconds(1, prefill, 1) for _ in range(3))
 model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
-optimizer = torch.optim.AdamW(model.parameters())
+optimizer = torch.optim.AdamW(model.parameters(), fused=gpu)
+run = torch.compile(model) if gpu else model
 x = torch.randint(0, 50257, (rows, context))
 times = []
 for _ in range(4):
-    begun = time.perf_counter()
-    model(x, labels=x).loss.backward()
+    begun = clock()
+    with torch.autocast(device, torch.bfloat16, enabled=gpu):
+        loss = run(x, labels=x).loss
+    loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    times.append(time.perf_counter() - begun)
+    times.append(clock() - begun)
 found["gpt2 training step, s"] = min(times[1:])
 print(json.dumps(found))
 """
@@ -64,7 +74,10 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Decode:
-    """Generation, prefill and a training step of GPT-2, with weights that both sides read from one folder."""
+    """Generation, prefill and a training step of GPT-2, with weights that both sides read from one folder.
+
+    In float32 on a CPU, in bfloat16 on a GPU.
+    """
 
     weights: str
     """A Llama-family model: a GGUF file, or a folder of the transformers library."""
@@ -74,6 +87,7 @@ class Decode:
     """Times that each side runs, in turn."""
 
     def main(self) -> None:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both sides need memory of one GPU
         start_jax()
         begun, peak_of = time.perf_counter(), memory_peak()
         model = zoo.load(self.weights)
@@ -119,35 +133,38 @@ class Decode:
         for batch in (1, WIDE):
             for tokens in (NEW + 1, 1):  # each size of text is a program of its own: compile both first
                 seconds(batch, PROMPT, tokens)
-            extra = seconds(batch, PROMPT, NEW + 1) - seconds(batch, PROMPT, 1)
-            found[f"batch {batch}, tokens/s"] = batch * NEW / extra
+            long, short = (min(seconds(batch, PROMPT, tokens) for _ in range(3)) for tokens in (NEW + 1, 1))
+            found[f"batch {batch}, tokens/s"] = batch * NEW / (long - short)
         seconds(1, PREFILL, 1)
         found["prefill, s"] = min(seconds(1, PREFILL, 1) for _ in range(3))
         return found | {"gpt2 training step, s": training_step()}
 
     def peer(self, folder: str, seed: int) -> dict[str, float]:
-        sizes = (seed, PROMPT, NEW, PREFILL, WIDE, TRAIN_BATCH, TRAIN_CONTEXT)
-        command = [self.python, "-c", PEER, folder, *map(str, sizes)]
+        device = {"gpu": "cuda"}.get(jax.default_backend(), "cpu")
+        sizes = (seed, PROMPT, NEW, PREFILL, WIDE, *TRAIN[jax.default_backend()])
+        command = [self.python, "-c", PEER, folder, device, *map(str, sizes)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         return json.loads(done.stdout.splitlines()[-1])
 
 
 @functools.cache
 def training_program():
-    """(compiled step, state, batch) of GPT-2 124M with AdamW in float32."""
-    config = config_of("gpt2", dtype="float32")
+    """(compiled step, state, batch) of GPT-2 124M with AdamW."""
+    rows, context = TRAIN[jax.default_backend()]
+    config = config_of("gpt2", loop="unroll" if jax.default_backend() == "gpu" else "scan")
     build = functools.partial(decoder.Decoder, config)
     graphdef, _, _ = functional.abstract(build)
 
     def loss(params, stats, batch, key):
         model = functional.merge(graphdef, params, stats)
-        losses = next_token_loss(model(batch[:, :-1]), batch)
+        hidden = model.hidden(batch[:, :-1])
+        losses = next_token_loss(model.logits(hidden, dtype=hidden.dtype), batch)
         return losses.sum(), Aux(jnp.asarray(losses.size, jnp.float32), stats, {})
 
     tx = make_optimizer(OptimConfig(), 1000)
     params, stats = jax.jit(lambda: functional.initial(build, jax.random.key(0)))()
     state = {"step": jnp.zeros((), jnp.int32), "params": params, "stats": stats, "opt": tx.init(params)}
-    batch = jnp.zeros((TRAIN_BATCH, TRAIN_CONTEXT + 1), jnp.int32)
+    batch = jnp.zeros((rows, context + 1), jnp.int32)
     step = jax.jit(gradient_update(loss, tx), donate_argnums=0).lower(state, batch, jax.random.key(0)).compile()
     return step, state, batch
 

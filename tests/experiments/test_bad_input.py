@@ -24,6 +24,8 @@ RECIPES = {"cnn": cnn, "gan": gan, "gpt": gpt, "tokenizer": tokenizer, "vae": va
         ("gpt", ["--data", "text:nowhere.txt"], "no file or folder nowhere.txt"),
         ("gpt", ["--model", "gtp2"], "did you mean gpt2"),
         ("gpt", ["--model", "resnet20"], "resnet20"),
+        ("gpt", ["--attention", "cudnn"], "cudnn needs an NVIDIA GPU"),
+        ("gpt", ["--attention", "splash"], "splash needs a TPU"),
         ("gpt", ["--optim.clip", "-1"], "--optim"),
         ("gpt", ["--steps", "0"], "--steps"),
         ("gpt", ["--eval-every", "0"], "--eval-every"),

@@ -1,6 +1,7 @@
 """Every implementation of attention gives the numbers of plain loops, forward and backward."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from jax.ad_checkpoint import print_saved_residuals
 from jax.sharding import AxisType
 
+from zoo.errors import ZooError
 from zoo.models import attention
 from zoo.models.attention import Seen, attend, attend_causally, cudnn, splash
 from zoo.models.layers import remat
@@ -126,6 +128,51 @@ def test_the_entry_of_cudnn_equals_xla(case, plain):
     window, documents = CASES[case]
     run = functools.partial(cudnn, window=window, documents_bt=documents, implementation="xla")
     assert_equal(jax.jit(functools.partial(value_and_grads, run))(*arrays()), plain(case), 1e-4)
+
+
+def test_the_entry_of_cudnn_takes_an_odd_number_of_tokens(plain, monkeypatch):
+    """Its kernel does not: one more token is added, which no query sees."""
+    q, k, v, _ = (x[:, :, :-1] for x in arrays())
+    asked, library = [], jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda q, *rest, **kw: asked.append(q.shape[1]) or library(q, *rest, **kw)
+    )
+    found = jax.jit(functools.partial(cudnn, documents_bt=DOCUMENTS[:, :-1], implementation="xla"))(q, k, v)
+    assert asked == [T]
+    np.testing.assert_allclose(found, plain("documents")[0][:, :, :-1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head", "why"),
+    [
+        ("9.0", "bfloat16", 64, ""),
+        ("8.0", "float16", 128, ""),
+        ("7.5", "bfloat16", 64, "8.0 (Ampere) or later"),
+        ("gfx90a", "bfloat16", 64, "NVIDIA"),
+        ("9.0", "float32", 64, "not float32"),
+        ("9.0", "bfloat16", 60, "not 60"),
+        ("9.0", "bfloat16", 256, "not 256"),
+    ],
+)
+def test_auto_is_cudnn_where_its_kernel_can_run(capability, dtype, head, why, monkeypatch):
+    class Device:
+        compute_capability = capability
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    ran = []
+    monkeypatch.setattr(attention, "cudnn", lambda q, *_: ran.append(q.shape[2]) or q)
+
+    def trace(how, length):
+        at, q = jnp.arange(length)[None], jax.ShapeDtypeStruct((1, 1, length, head), dtype)
+        jax.eval_shape(lambda q: attend_causally(q, q, q, Seen(at, at), how), q)
+
+    for length in (attention.LONG - 1, attention.LONG):
+        trace("auto", length)
+    assert ran == ([] if why else [attention.LONG])
+    if why:
+        with pytest.raises(ZooError, match=re.escape(why)):
+            trace("cudnn", 8)
 
 
 def test_absent_keys_are_not_seen():

@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from zoo.data.augment import crop_and_scale
+from zoo.models.attention import cudnn
 from zoo.models.positions import rotate_by_product
 from zoo.models.projections import project
 from zoo.objectives.losses import label_nats
@@ -49,6 +51,18 @@ def test_products_that_are_so_for_speed_alone_do_not_count():
 def test_dearest_branch_counts():
     branch = lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x @ w @ w)
     assert count(branch, (4, 6), (6, 6)) == 2 * 2 * 4 * 6 * 6
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_products_inside_of_cudnn_count(window, monkeypatch):
+    """Of pairs that see each other: two products forward, four backward. Tracing needs no GPU, only jax's leave."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_is_flash_attention", lambda *_, **__: None)
+    arrays = [jnp.zeros((2, heads, 8, 16), jnp.bfloat16) for heads in (4, 2, 2)]
+    total = lambda q, k, v: jnp.sum(cudnn(q, k, v, window).astype(jnp.float32))
+    pairs = 3 * 8 - 3 if window else 8 * 9 // 2
+    assert count_flops(jax.make_jaxpr(total)(*arrays)) == 2 * 2 * 2 * 4 * 16 * pairs
+    assert count_flops(jax.make_jaxpr(jax.grad(total))(*arrays)) == 6 * 2 * 2 * 4 * 16 * pairs
 
 
 def test_gradient_agrees_with_the_compiler():

@@ -6,6 +6,7 @@ k head size. Heads come before time: on CPU that is faster.
 
 import functools
 import math
+import re
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from zoo.errors import ZooError
 from zoo.models.layers import ATTENDED, dividing, dropout
 
 Implementation = Literal["auto", "xla", "splash", "cudnn"]
@@ -109,10 +111,16 @@ def attend_causally(
     implementation: Implementation,
     scale: float | None = None,
 ) -> jax.Array:
-    """The values of `attend` for self-attention in which no query sees a later key, by one of the implementations."""
+    """The values of `attend` for self-attention in which no query sees a later key, by one of the implementations.
+
+    Raises ZooError for a kernel that cannot run here.
+    """
     length = q_bhtk.shape[2]
     if implementation == "auto":
-        implementation = "splash" if length >= LONG and jax.default_backend() == "tpu" else "xla"
+        kernel: Implementation = "splash" if jax.default_backend() == "tpu" else "cudnn"
+        implementation = "xla" if length < LONG or obstacle(kernel, q_bhtk) else kernel
+    if why := obstacle(implementation, q_bhtk):
+        raise ZooError(f"attention {implementation} {why}; auto takes it where it can run, and xla runs anywhere")
     if implementation == "splash":
         return splash(q_bhtk, k_bgsk, v_bgsk, seen.window, seen.query_documents, scale)
     if implementation == "cudnn":
@@ -123,6 +131,21 @@ def attend_causally(
         for i, j in zip([0, *ends], ends, strict=False)
     ]
     return jnp.concatenate(parts, axis=2)
+
+
+def obstacle(implementation: Implementation, q_bhtk: jax.Array) -> str:
+    """What keeps an implementation from such queries on this machine; empty if nothing does."""
+    if implementation == "splash":
+        return "" if jax.default_backend() == "tpu" else "needs a TPU"
+    if implementation != "cudnn":
+        return ""
+    capability = str(getattr(jax.devices()[0], "compute_capability", "")) if jax.default_backend() == "gpu" else ""
+    if not re.fullmatch(r"\d+\.\d+", capability) or float(capability) < 8:
+        return "needs an NVIDIA GPU of compute capability 8.0 (Ampere) or later"
+    if q_bhtk.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"takes bfloat16 or float16, not {q_bhtk.dtype}"
+    size = q_bhtk.shape[3]
+    return f"takes heads of a multiple of 8 up to 128, not {size}" if size % 8 or size > 128 else ""
 
 
 def splash(
@@ -175,8 +198,15 @@ def cudnn(
 
     `implementation` "xla" computes the same on any platform.
     """
-    mask = None if documents_bt is None else (documents_bt[:, None, :, None] == documents_bt[:, None, None, :])
-    q_bthk, k_bsgk, v_bsgk = (x.swapaxes(1, 2) for x in (q_bhtk, k_bgsk, v_bgsk))
+    t = q_bhtk.shape[2]
+    pad = t % 2  # the kernel takes no odd number of tokens; no query sees the one that is added
+    mask = None
+    if documents_bt is not None:
+        documents_bt = jnp.pad(documents_bt, ((0, 0), (0, pad)), constant_values=-1)
+        mask = documents_bt[:, None, :, None] == documents_bt[:, None, None, :]
+    q_bthk, k_bsgk, v_bsgk = (
+        jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q_bhtk, k_bgsk, v_bgsk)
+    )
     o_bthk = jax.nn.dot_product_attention(
         q_bthk,
         k_bsgk,
@@ -187,7 +217,7 @@ def cudnn(
         local_window_size=(window - 1, 0) if window else None,
         implementation=implementation,
     )
-    return o_bthk.swapaxes(1, 2)
+    return o_bthk[:, :t].swapaxes(1, 2)
 
 
 @functools.lru_cache(maxsize=32)

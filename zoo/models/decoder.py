@@ -97,7 +97,7 @@ class DecoderConfig:
     dtype: str = "auto"
     """Compute dtype; auto is bfloat16 on TPU and GPU, float32 on CPU."""
     attention: Implementation = "auto"
-    """xla anywhere; splash, a Pallas kernel, on TPU; cudnn on NVIDIA GPUs; auto is splash where it can be, or xla."""
+    """xla anywhere; splash, a Pallas kernel, on TPU; cudnn on NVIDIA GPUs; auto is the kernel that can run, or xla."""
     loop: Literal["scan", "unroll"] = "scan"
     """The loop over layers: scanned compiles faster, unrolled runs faster."""
     prefix: bool = False
