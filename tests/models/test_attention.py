@@ -114,12 +114,19 @@ def test_blocks_of_queries_change_nothing(case, plain, monkeypatch):
     assert_equal(jax.jit(functools.partial(value_and_grads, run))(*arrays()), plain(case), 1e-5)
 
 
-def test_splash_runs_on_the_shards_of_a_mesh(plain):
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+def test_kernels_run_on_the_shards_of_a_mesh(kernel, plain, monkeypatch):
     mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    run = functools.partial(splash, window=WINDOW, documents_bt=jnp.asarray(DOCUMENTS), interpret=True)
+    asked, library = [], jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda q, *rest, **kw: asked.append(q.shape) or library(q, *rest, **kw)
+    )
+    how = {"splash": functools.partial(splash, interpret=True), "cudnn": functools.partial(cudnn, implementation="xla")}
+    run = functools.partial(how[kernel], window=WINDOW, documents_bt=jnp.asarray(DOCUMENTS))
     with jax.set_mesh(mesh):
         found = jax.jit(functools.partial(value_and_grads, run))(*arrays())
     assert_equal(found, plain("both"), 1e-4)
+    assert set(asked) == (set() if kernel == "splash" else {(B // 2, T, H // 2, K)})
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -7,6 +7,7 @@ k head size. Heads come before time: on CPU that is faster.
 import functools
 import math
 import re
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -157,16 +158,14 @@ def splash(
     scale: float | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Causal self-attention by the Pallas kernel that comes with jax: TPU, or any platform with `interpret`.
-
-    On a mesh each device runs it on its own rows and heads.
-    """
+    """Causal self-attention by the Pallas kernel that comes with jax: TPU, or any platform with `interpret`."""
     t = q_bhtk.shape[2]
     pad = -t % SPLASH_LANES
     # Keys of the padding come after every query, so a causal mask never shows them.
     q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (q_bhtk, k_bgsk, v_bgsk))
     q = q * jnp.asarray(q.shape[-1] ** -0.5 if scale is None else scale, q.dtype)
-    documents = [] if documents_bt is None else [jnp.pad(documents_bt, ((0, 0), (0, pad)), constant_values=-1)]
+    if documents_bt is not None:
+        documents_bt = jnp.pad(documents_bt, ((0, 0), (0, pad)), constant_values=-1)
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, *documents: jax.Array) -> jax.Array:
         from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
@@ -174,15 +173,7 @@ def splash(
         kernel = _splash_kernel(*q.shape[1:], window, interpret)
         return jax.vmap(lambda q, k, v, *ids: kernel(q, k, v, *(SegmentIds(x, x) for x in ids)))(q, k, v, *documents)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
-        rows = dividing(("data", "fsdp"), q.shape[0], mesh)
-        heads = dividing("tensor", k.shape[1], mesh)
-        spec = P(rows, heads, None, None)
-        # The kernel does not say over which axes its result varies.
-        specs = (spec, spec, spec, *[P(rows, None)] * len(documents))
-        local = jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)
-    return local(q, k, v, *documents)[:, :, :t].astype(v_bgsk.dtype)
+    return _by_device(local, q, k, v, documents_bt)[:, :, :t].astype(v_bgsk.dtype)
 
 
 def cudnn(
@@ -200,24 +191,40 @@ def cudnn(
     """
     t = q_bhtk.shape[2]
     pad = t % 2  # the kernel takes no odd number of tokens; no query sees the one that is added
-    mask = None
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (q_bhtk, k_bgsk, v_bgsk))
     if documents_bt is not None:
         documents_bt = jnp.pad(documents_bt, ((0, 0), (0, pad)), constant_values=-1)
-        mask = documents_bt[:, None, :, None] == documents_bt[:, None, None, :]
-    q_bthk, k_bsgk, v_bsgk = (
-        jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q_bhtk, k_bgsk, v_bgsk)
-    )
-    o_bthk = jax.nn.dot_product_attention(
-        q_bthk,
-        k_bsgk,
-        v_bsgk,
-        mask=mask,
-        is_causal=True,
-        scale=scale,
-        local_window_size=(window - 1, 0) if window else None,
-        implementation=implementation,
-    )
-    return o_bthk[:, :t].swapaxes(1, 2)
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, *documents: jax.Array) -> jax.Array:
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        o_bthk = jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            mask=documents[0][:, None, :, None] == documents[0][:, None, None, :] if documents else None,
+            is_causal=True,
+            scale=scale,
+            local_window_size=(window - 1, 0) if window else None,
+            implementation=implementation,
+        )
+        return o_bthk.swapaxes(1, 2)
+
+    return _by_device(local, q, k, v, documents_bt)[:, :, :t]
+
+
+def _by_device(
+    kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, documents_bt: jax.Array | None
+) -> jax.Array:
+    """`kernel(q, k, v, documents if there are any)`, on a mesh of each device's own rows and heads."""
+    arrays, mesh = [q, k, v, *([] if documents_bt is None else [documents_bt])], jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        rows = dividing(("data", "fsdp"), q.shape[0], mesh)
+        heads = dividing("tensor", k.shape[1], mesh)
+        spec = P(rows, heads, None, None)
+        # A kernel does not say over which axes its result varies.
+        specs = (spec, spec, spec, P(rows, None))[: len(arrays)]
+        kernel = jax.shard_map(kernel, in_specs=specs, out_specs=spec, check_vma=False)
+    return kernel(*arrays)
 
 
 @functools.lru_cache(maxsize=32)
