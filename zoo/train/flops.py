@@ -65,7 +65,7 @@ def equation_flops(equation: Any) -> int:
         out_channels = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         inserted = math.prod(params["lhs_dilation"])
         return 2 * equation.outvars[0].aval.size * (kernel.size // out_channels) // inserted
-    if name.startswith("dot_product_attention_"):  # of cuDNN; backward, the scores are needed but once more
+    if name.startswith("dot_product_attention_"):  # cuDNN's: two products forward, four backward
         (b, t, h, k), causal = equation.invars[0].aval.shape, params["mask_type"].name == "CAUSAL"
         seen = sum(min(i, params["sliding_window_length"] or t) if causal else t for i in range(1, t + 1))
         return (4 if "fwd" in name else 8) * b * h * k * seen
