@@ -1,7 +1,8 @@
 """The loop: one compiled step, run from where the folder stands to the last step.
 
 Metrics are read one step late, so that the device never waits for the host. Whatever stops the loop, a
-checkpoint and the rows that led to it are whole, and the same command goes on from there bit for bit.
+checkpoint and the rows that led to it are whole, and the same command goes on from there bit for bit; on an NVIDIA GPU
+if XLA is told to leave out what is not deterministic, as the README says.
 """
 
 import math
