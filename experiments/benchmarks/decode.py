@@ -26,7 +26,6 @@ from zoo.train.launch import start_jax
 from zoo.weights.registry import config_of
 
 PROMPT, NEW, PREFILL, WIDE = 32, 64, 512, 16
-TRAIN = {"cpu": (4, 256), "gpu": (16, 1024)}  # batch and context of GPT-2's training step
 
 PEER = """
 import json, sys, time, torch
@@ -76,7 +75,7 @@ print(json.dumps(found))
 class Decode:
     """Generation, prefill and a training step of GPT-2, with weights that both sides read from one folder.
 
-    In float32 on a CPU, in bfloat16 on a GPU.
+    In float32 on a CPU, in bfloat16 on an accelerator; the other side has a CPU or a GPU, not a TPU.
     """
 
     weights: str
@@ -140,18 +139,23 @@ class Decode:
         return found | {"gpt2 training step, s": training_step()}
 
     def peer(self, folder: str, seed: int) -> dict[str, float]:
-        device = {"gpu": "cuda"}.get(jax.default_backend(), "cpu")
-        sizes = (seed, PROMPT, NEW, PREFILL, WIDE, *TRAIN[jax.default_backend()])
+        device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+        sizes = (seed, PROMPT, NEW, PREFILL, WIDE, *training_size())
         command = [self.python, "-c", PEER, folder, device, *map(str, sizes)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         return json.loads(done.stdout.splitlines()[-1])
 
 
+def training_size() -> tuple[int, int]:
+    """Batch and context of GPT-2's training step on this platform."""
+    return (4, 256) if jax.default_backend() == "cpu" else (16, 1024)
+
+
 @functools.cache
 def training_program():
     """(compiled step, state, batch) of GPT-2 124M with AdamW."""
-    rows, context = TRAIN[jax.default_backend()]
-    config = config_of("gpt2", loop="unroll" if jax.default_backend() == "gpu" else "scan")
+    rows, context = training_size()
+    config = config_of("gpt2", loop="scan" if jax.default_backend() == "cpu" else "unroll")
     build = functools.partial(decoder.Decoder, config)
     graphdef, _, _ = functional.abstract(build)
 

@@ -49,6 +49,15 @@ def plain():
     return of
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """Shapes of the queries that jax's own attention is called with."""
+    shapes, library = [], jax.nn.dot_product_attention
+    record = lambda q, *rest, **options: shapes.append(q.shape) or library(q, *rest, **options)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    return shapes
+
+
 def assert_equal(found, expected, tolerance):
     for a, b, name in zip(found, expected, ("values", "dq", "dk", "dv"), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=name)
@@ -115,12 +124,8 @@ def test_blocks_of_queries_change_nothing(case, plain, monkeypatch):
 
 
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])
-def test_kernels_run_on_the_shards_of_a_mesh(kernel, plain, monkeypatch):
+def test_kernels_run_on_the_shards_of_a_mesh(kernel, plain, asked):
     mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    asked, library = [], jax.nn.dot_product_attention
-    monkeypatch.setattr(
-        jax.nn, "dot_product_attention", lambda q, *rest, **kw: asked.append(q.shape) or library(q, *rest, **kw)
-    )
     how = {"splash": functools.partial(splash, interpret=True), "cudnn": functools.partial(cudnn, implementation="xla")}
     run = functools.partial(how[kernel], window=WINDOW, documents_bt=jnp.asarray(DOCUMENTS))
     with jax.set_mesh(mesh):
@@ -137,15 +142,11 @@ def test_the_entry_of_cudnn_equals_xla(case, plain):
     assert_equal(jax.jit(functools.partial(value_and_grads, run))(*arrays()), plain(case), 1e-4)
 
 
-def test_the_entry_of_cudnn_takes_an_odd_number_of_tokens(plain, monkeypatch):
+def test_the_entry_of_cudnn_takes_an_odd_number_of_tokens(plain, asked):
     """Its kernel does not: one more token is added, which no query sees."""
     q, k, v, _ = (x[:, :, :-1] for x in arrays())
-    asked, library = [], jax.nn.dot_product_attention
-    monkeypatch.setattr(
-        jax.nn, "dot_product_attention", lambda q, *rest, **kw: asked.append(q.shape[1]) or library(q, *rest, **kw)
-    )
     found = jax.jit(functools.partial(cudnn, documents_bt=DOCUMENTS[:, :-1], implementation="xla"))(q, k, v)
-    assert asked == [T]
+    assert asked == [(B, T, H, K)]
     np.testing.assert_allclose(found, plain("documents")[0][:, :, :-1], rtol=1e-4, atol=1e-4)
 
 

@@ -22,6 +22,7 @@ Implementation = Literal["auto", "xla", "splash", "cudnn"]
 SPLASH_LANES = 128  # the kernel's blocks are multiples of this
 SPLASH_BLOCK = 512
 SPLASH_WIDE = 1024  # tokens up to which one kernel goes backward, of all keys at once: its sums over blocks are dear
+CUDNN_TOKENS = 2  # a multiple of this is what cuDNN takes
 BLOCK = 256  # queries that are taken at once, so that keys which none of them may see cost nothing
 LONG = 256  # tokens from which on a kernel is faster than scores that are kept
 
@@ -120,7 +121,7 @@ def attend_causally(
     if implementation == "auto":
         kernel: Implementation = "splash" if jax.default_backend() == "tpu" else "cudnn"
         implementation = "xla" if length < LONG or obstacle(kernel, q_bhtk) else kernel
-    if why := obstacle(implementation, q_bhtk):
+    elif why := obstacle(implementation, q_bhtk):
         raise ZooError(f"attention {implementation} {why}; auto takes it where it can run, and xla runs anywhere")
     if implementation == "splash":
         return splash(q_bhtk, k_bgsk, v_bgsk, seen.window, seen.query_documents, scale)
@@ -159,13 +160,7 @@ def splash(
     interpret: bool = False,
 ) -> jax.Array:
     """Causal self-attention by the Pallas kernel that comes with jax: TPU, or any platform with `interpret`."""
-    t = q_bhtk.shape[2]
-    pad = -t % SPLASH_LANES
-    # Keys of the padding come after every query, so a causal mask never shows them.
-    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (q_bhtk, k_bgsk, v_bgsk))
-    q = q * jnp.asarray(q.shape[-1] ** -0.5 if scale is None else scale, q.dtype)
-    if documents_bt is not None:
-        documents_bt = jnp.pad(documents_bt, ((0, 0), (0, pad)), constant_values=-1)
+    q_bhtk *= jnp.asarray(q_bhtk.shape[-1] ** -0.5 if scale is None else scale, q_bhtk.dtype)
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, *documents: jax.Array) -> jax.Array:
         from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
@@ -173,7 +168,7 @@ def splash(
         kernel = _splash_kernel(*q.shape[1:], window, interpret)
         return jax.vmap(lambda q, k, v, *ids: kernel(q, k, v, *(SegmentIds(x, x) for x in ids)))(q, k, v, *documents)
 
-    return _by_device(local, q, k, v, documents_bt)[:, :, :t].astype(v_bgsk.dtype)
+    return _by_device(local, q_bhtk, k_bgsk, v_bgsk, documents_bt, SPLASH_LANES).astype(v_bgsk.dtype)
 
 
 def cudnn(
@@ -189,11 +184,6 @@ def cudnn(
 
     `implementation` "xla" computes the same on any platform.
     """
-    t = q_bhtk.shape[2]
-    pad = t % 2  # the kernel takes no odd number of tokens; no query sees the one that is added
-    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (q_bhtk, k_bgsk, v_bgsk))
-    if documents_bt is not None:
-        documents_bt = jnp.pad(documents_bt, ((0, 0), (0, pad)), constant_values=-1)
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, *documents: jax.Array) -> jax.Array:
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
@@ -209,22 +199,33 @@ def cudnn(
         )
         return o_bthk.swapaxes(1, 2)
 
-    return _by_device(local, q, k, v, documents_bt)[:, :, :t]
+    return _by_device(local, q_bhtk, k_bgsk, v_bgsk, documents_bt, CUDNN_TOKENS)
 
 
 def _by_device(
-    kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, documents_bt: jax.Array | None
+    kernel: Callable[..., jax.Array],
+    q_bhtk: jax.Array,
+    k_bgsk: jax.Array,
+    v_bgsk: jax.Array,
+    documents_bt: jax.Array | None,
+    multiple: int,
 ) -> jax.Array:
-    """`kernel(q, k, v, documents if there are any)`, on a mesh of each device's own rows and heads."""
-    arrays, mesh = [q, k, v, *([] if documents_bt is None else [documents_bt])], jax.sharding.get_abstract_mesh()
+    """`kernel(q, k, v, documents if there are any)` of a multiple of tokens, on a mesh of a device's rows and heads."""
+    t = q_bhtk.shape[2]
+    pad = -t % multiple
+    # Keys of the padding come after every query, so a causal mask never shows them.
+    arrays = [jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (q_bhtk, k_bgsk, v_bgsk)]
+    if documents_bt is not None:
+        arrays.append(jnp.pad(documents_bt, ((0, 0), (0, pad)), constant_values=-1))
+    mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        rows = dividing(("data", "fsdp"), q.shape[0], mesh)
-        heads = dividing("tensor", k.shape[1], mesh)
+        rows = dividing(("data", "fsdp"), q_bhtk.shape[0], mesh)
+        heads = dividing("tensor", k_bgsk.shape[1], mesh)
         spec = P(rows, heads, None, None)
         # A kernel does not say over which axes its result varies.
         specs = (spec, spec, spec, P(rows, None))[: len(arrays)]
         kernel = jax.shard_map(kernel, in_specs=specs, out_specs=spec, check_vma=False)
-    return kernel(*arrays)
+    return kernel(*arrays)[:, :, :t]
 
 
 @functools.lru_cache(maxsize=32)
